@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0
+#: HMM for Linux 7.3
+#:
+#:   make run      build the kernel with this HMM, boot it, run its kselftests
+#:   make test     all tests: checks, KUnit (User Mode Linux and VM), kselftests
+#:   make check    checkpatch, W=1, sparse and kernel-doc over the patch
+#:   make shell    an interactive shell in the virtual machine
+#:   make vm CMD='…' [FILES='a b']
+#:                 run CMD in the virtual machine, where copies of FILES are,
+#:                 and exit with its status (123: the kernel complained,
+#:                 124: TIMEOUT seconds were over, 125: the machine died)
+#:   make apply TREE=dir
+#:                 put the patch into a Linux 7.3 tree of yours
+#:   make clean    remove the build folder; downloads and ccache stay
+#:
+#: BUILD=dir       the build folder (build)
+#: BASE=dir|file   a Linux 7.3 tree or tarball instead of Debian's
+#: MIRROR=uri      the Debian archive to fetch that from
+#: DEPS=skip       install no packages on this host
+#: JOBS=n          run n compilers at a time (one a CPU)
+#: LOCKDEP=1       a kernel that proves its locking; slow
+#: TIMEOUT=s       end what runs longer than this in the virtual machine
+#: V=1             show all that long steps print
+
+# Variables reach the scripts as they were given, quotes, dollars and all.
+$(foreach v,BASE BUILD CMD DEPS FILES JOBS LOCKDEP MIRROR OVERLAY TIMEOUT TREE V, \
+	$(if $(filter-out undefined,$(origin $v)), \
+		$(eval override export $v := $$(value $v))))
+
+# Make's own status for all failures is 2; vm/status.c gives it the command's.
+STATUS := $(or $(BUILD),build)/status.so
+ifeq ($(MAKECMDGOALS)$(filter load,$(.FEATURES)),vmload)
+-load $(STATUS)
+endif
+
+$(STATUS): vm/status.c
+	@vm/deps && mkdir -p $(@D) && gcc -Wall -Wextra -shared -fPIC -o $@ $<
+
+.PHONY: run test check shell vm apply clean help
+.NOTPARALLEL:
+
+run test check shell vm apply clean:
+	@vm/$@
+
+help:
+	@sed -n 's/^#: \{0,1\}//p' Makefile
