@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Heterogeneous memory management: what the CPU page tables say, for devices
+ *
+ * Documentation/mm/hmm.rst has the driver's contract and a complete example.
+ */
+#ifndef LINUX_HMM_H
+#define LINUX_HMM_H
+
+#include <linux/mm.h>
+
+struct mmu_interval_notifier;
+
+/**
+ * enum hmm_pfn_flags - the bits of an element of &hmm_range.hmm_pfns
+ *
+ * An element is one unsigned long: flags at the top, then five bits of order
+ * from %HMM_PFN_ORDER_SHIFT on, and the pfn below them. The caller stores
+ * requests; hmm_range_fault() replaces them with outputs.
+ *
+ * @HMM_PFN_VALID: Output: the pfn is that of a page that can be read. It may
+ *	be a device-private page only if &hmm_range.dev_private_owner is not
+ *	NULL and owns that page.
+ * @HMM_PFN_WRITE: Output: the page can be written, too. Never without
+ *	%HMM_PFN_VALID.
+ * @HMM_PFN_ERROR: Output: no fault can make this page accessible. There is no
+ *	VMA, it does not allow reads, it maps I/O, a special page or secret
+ *	memory, the memory is poisoned or guarded, or the entry is corrupt.
+ * @HMM_PFN_DMA_MAPPED: Sticky: the page is DMA mapped, see hmm_dma_map_pfn().
+ * @HMM_PFN_P2PDMA: Sticky: the page is peer to peer memory and mapped through
+ *	the host bridge.
+ * @HMM_PFN_P2PDMA_BUS: Sticky: the page is peer to peer memory and mapped by
+ *	its bus address.
+ * @HMM_PFN_ORDER_SHIFT: Where the order begins. Not a flag.
+ * @HMM_PFN_REQ_FAULT: Request: fault the page in unless it can be read. On
+ *	success the output has %HMM_PFN_VALID.
+ * @HMM_PFN_REQ_WRITE: Request: fault the page in unless it can be written. On
+ *	success the output has %HMM_PFN_WRITE. Asks for nothing unless
+ *	combined with %HMM_PFN_REQ_FAULT.
+ * @HMM_PFN_FLAGS: All that is not pfn: the flags and the order.
+ *
+ * Sticky bits are the caller's own. They are carried from input to output,
+ * whatever the page turns out to be and also when the call fails.
+ *
+ * An output without %HMM_PFN_VALID and %HMM_PFN_ERROR says that the page is
+ * not accessible at present and that faulting it could succeed. It has
+ * neither pfn nor order.
+ */
+enum hmm_pfn_flags {
+	HMM_PFN_VALID = 1UL << (BITS_PER_LONG - 1),
+	HMM_PFN_WRITE = 1UL << (BITS_PER_LONG - 2),
+	HMM_PFN_ERROR = 1UL << (BITS_PER_LONG - 3),
+	HMM_PFN_DMA_MAPPED = 1UL << (BITS_PER_LONG - 4),
+	HMM_PFN_P2PDMA = 1UL << (BITS_PER_LONG - 5),
+	HMM_PFN_P2PDMA_BUS = 1UL << (BITS_PER_LONG - 6),
+
+	HMM_PFN_ORDER_SHIFT = BITS_PER_LONG - 11,
+
+	HMM_PFN_REQ_FAULT = HMM_PFN_VALID,
+	HMM_PFN_REQ_WRITE = HMM_PFN_WRITE,
+
+	HMM_PFN_FLAGS = ~((1UL << HMM_PFN_ORDER_SHIFT) - 1),
+};
+
+/**
+ * hmm_pfn_to_page() - the page that an output stands for
+ * @hmm_pfn: an output with %HMM_PFN_VALID
+ *
+ * Context: The page is not pinned. It stays only while the caller holds the
+ *	lock that its invalidate callback takes, and only after
+ *	mmu_interval_read_retry() has returned false under that lock.
+ * Return: the page, which may be a tail page of a large folio.
+ */
+static inline struct page *hmm_pfn_to_page(unsigned long hmm_pfn)
+{
+	return pfn_to_page(hmm_pfn & ~HMM_PFN_FLAGS);
+}
+
+/**
+ * hmm_pfn_to_phys() - the physical address that an output stands for
+ * @hmm_pfn: an output with %HMM_PFN_VALID
+ *
+ * Context: As hmm_pfn_to_page().
+ * Return: the address of the page's first byte.
+ */
+static inline phys_addr_t hmm_pfn_to_phys(unsigned long hmm_pfn)
+{
+	return PFN_PHYS(hmm_pfn & ~HMM_PFN_FLAGS);
+}
+
+/**
+ * hmm_pfn_to_map_order() - the size of the CPU mapping that covers a page
+ * @hmm_pfn: an output with %HMM_PFN_VALID
+ *
+ * The entry that maps the page maps 1 << order pages, naturally aligned in
+ * the address space. Those of them that lie inside the range all have
+ * consecutive pfns, the same flags and the same order.
+ *
+ * The mapping may begin before &hmm_range.start and end after
+ * &hmm_range.end. Nothing was promised about those pages, so a device mapping
+ * made from the order has to be clipped to the range.
+ *
+ * Context: As hmm_pfn_to_page().
+ * Return: the order, in base pages: 0 for a PTE.
+ */
+static inline unsigned int hmm_pfn_to_map_order(unsigned long hmm_pfn)
+{
+	return (hmm_pfn >> HMM_PFN_ORDER_SHIFT) & 0x1F;
+}
+
+/**
+ * struct hmm_range - a range of a process's address space to look at
+ * @notifier: notifier whose interval includes [@start, @end). Its mm is the
+ *	address space.
+ * @notifier_seq: sequence that mmu_interval_read_begin() returned for
+ *	@notifier. hmm_range_fault_unlocked_timeout() sets it itself.
+ * @start: first address of the range (inclusive), page aligned
+ * @end: where the range ends (exclusive), page aligned
+ * @hmm_pfns: an element for each page of the range, requests on entry and
+ *	outputs on return, see &enum hmm_pfn_flags
+ * @default_flags: what is requested of every page
+ * @pfn_flags_mask: which bits of an element of @hmm_pfns count as a request.
+ *	What is requested of page i is
+ *	``(hmm_pfns[i] & pfn_flags_mask) | default_flags``.
+ * @dev_private_owner: &dev_pagemap.owner of the device-private pages that the
+ *	device can reach by itself, or NULL. Device-private pages of any other
+ *	owner have to be migrated to be accessed.
+ */
+struct hmm_range {
+	struct mmu_interval_notifier *notifier;
+	unsigned long		notifier_seq;
+	unsigned long		start;
+	unsigned long		end;
+	unsigned long		*hmm_pfns;
+	unsigned long		default_flags;
+	unsigned long		pfn_flags_mask;
+	void			*dev_private_owner;
+};
+
+int hmm_range_fault(struct hmm_range *range);
+int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
+				     unsigned long timeout);
+
+/*
+ * How long drivers commonly let a range be invalidated again and again before
+ * they give up, in milliseconds.
+ */
+#define HMM_RANGE_DEFAULT_TIMEOUT 1000
+
+#endif /* LINUX_HMM_H */
