@@ -14,10 +14,8 @@ BAD = re.compile(r"""
         UBSAN: | KASAN | KCSAN | KMSAN | KFENCE | kmemleak:\ \d+\ new |
         rcu:\ .*(?:self-)?detected | rcu:\ INFO: | watchdog:\ BUG | NMI\ watchdog |
         refcount_t: | page_table_check | list_(?:add|del)\ corruption | Bad\ page |
-        ODEBUG: | DEBUG_LOCKS_WARN_ON | sysctl\ .*duplicate | Unbalanced |
-        ------------\[\ cut\ here |
-        (?:irq\ \d+:\ nobody\ cared) | swap_(?:info_get|dup): | mm/pgtable-generic |
-        \w+\[\d+\]:\ segfault.*\ in\ init
+        ODEBUG: | DEBUG_LOCKS_WARN_ON | ------------\[\ cut\ here | BUG\ \S+\ \( |
+        \w*swap\w*:\ Bad\ swap
     ) |
     possible\ (?:circular|recursive)\ locking | possible\ irq\ lock\ inversion |
     inconsistent\ lock\ state | suspicious\ RCU\ usage | bad\ unlock\ balance |
