@@ -406,7 +406,10 @@ static int disk_file_in(const char *dir)
 {
 	struct statfs fs;
 
-	if (!dir || statfs(dir, &fs) || fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)
+	if (!dir || statfs(dir, &fs))
+		return -1;
+	if (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC ||
+	    fs.f_type == HUGETLBFS_MAGIC)
 		return -1;
 	return open(dir, O_TMPFILE | O_RDWR, 0600);
 }
