@@ -19,6 +19,16 @@
  * is left of the access: walks the CPU page tables with HMM, a batch of pages
  * at a time, and enters what HMM put out into the table.
  *
+ * A device has memory of its own, too, which a process's pages can migrate to
+ * and back from. That of the first two devices is private: the CPU cannot
+ * access it, and faults a page back when it tries. That of the others is
+ * coherent: the CPU accesses it like any memory. Migration leaves the table
+ * alone, but for what the notifier removes: the device learns where a page is
+ * now as it learns everything else, from HMM.
+ *
+ * A page of private memory is nothing but a struct page, so this device, which
+ * is not real, keeps the data in a page of system memory, its storage.
+ *
  * Words
  * =====
  *
@@ -28,6 +38,8 @@
  * miss		an access to a page whose entry does not allow it
  * walk		a call into HMM for a batch, together with its retries
  * output	what a walk stored for a page, see enum hmm_pfn_flags
+ * chunk	what a device adds to its memory at a time
+ * block	the part of a chunk that a PMD can map, the largest folio there is
  *
  * Invariants
  * ==========
@@ -42,37 +54,54 @@
  *    mmu_interval_read_retry() said so. dmirror_walk() is the one place.
  * 4. A mirror does not keep the address space alive. mmget_not_zero() succeeds
  *    or the opener is gone.
+ * 5. A folio of device memory in use holds a reference to the mirror that it was
+ *    allocated for, so whoever is left with it, a child for one, can still use
+ *    it when the file is closed.
  *
  * Locks
  * =====
  *
- * dmirror->lock	the table, dmirror->flags
+ * device->chunks_lock	which chunks a device has
+ * mmap lock		of the mirrored address space
+ * folio lock
+ * dmirror->lock	the table
+ * device->lock		which pages of a device's memory are in use
  *
- * The invalidate callback takes dmirror->lock, and reclaim calls it. Under that
- * lock nothing may wait for memory, touch user memory or take the mmap lock.
- * The mmap lock comes before it.
+ * in this order. The invalidate callback takes dmirror->lock, and reclaim calls
+ * it. Under that lock nothing may wait for memory, touch user memory or take a
+ * lock that comes before. device->lock is taken wherever the last reference to
+ * a folio can be dropped, in interrupts too.
  *
  * All else in a mirror is set by open and constant until release.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/bitmap.h>
 #include <linux/device.h>
 #include <linux/err.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/hmm.h>
+#include <linux/ioport.h>
 #include <linux/jiffies.h>
+#include <linux/kref.h>
+#include <linux/list.h>
+#include <linux/memory_hotplug.h>
 #include <linux/memremap.h>
+#include <linux/migrate.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/overflow.h>
+#include <linux/pagemap.h>
 #include <linux/pgtable.h>
+#include <linux/rmap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
 #include <linux/uaccess.h>
 #include <linux/xarray.h>
 
@@ -94,6 +123,22 @@
 #define DMIRROR_BOUNCE_PAGES	(SZ_2M >> PAGE_SHIFT)
 #define DMIRROR_IO_PAGES	16UL
 
+/* The largest folio of device memory, and also a batch of a migration. */
+#define DMIRROR_BLOCK_ORDER	(PMD_SHIFT - PAGE_SHIFT)
+#define DMIRROR_BLOCK_PAGES	(1UL << DMIRROR_BLOCK_ORDER)
+
+/* A coherent device has one chunk. A private one takes more when it needs them. */
+#define DMIRROR_CHUNK_SIZE	max_t(unsigned long, SZ_256M, PMD_SIZE)
+#define DMIRROR_CHUNK_PAGES	(DMIRROR_CHUNK_SIZE >> PAGE_SHIFT)
+#define DMIRROR_CHUNK_BLOCKS	(DMIRROR_CHUNK_SIZE >> PMD_SHIFT)
+#define DMIRROR_MAX_CHUNKS	16
+
+/*
+ * Chunks are added before a migration takes the mmap lock, while this few blocks
+ * are free: one for the migration and some for others that do the same.
+ */
+#define DMIRROR_SPARE_BLOCKS	8
+
 static unsigned long spm_addr_dev0;
 module_param(spm_addr_dev0, ulong, 0444);
 MODULE_PARM_DESC(spm_addr_dev0,
@@ -104,33 +149,300 @@ module_param(spm_addr_dev1, ulong, 0444);
 MODULE_PARM_DESC(spm_addr_dev1,
 		 "Physical address of reserved memory for the second coherent device");
 
+struct dmirror_block {
+	struct list_head list;	/* of device->free_blocks or open_blocks, or none */
+	unsigned long first;	/* index in the chunk */
+	unsigned long nr_used;
+};
+
+struct dmirror_chunk {
+	struct dev_pagemap pagemap;
+	struct dmirror_device *device;
+	struct list_head list;	/* of device->chunks */
+	unsigned long *used;	/* a bit for each page */
+	struct page **storage;	/* of each page in use, if the memory is private */
+	struct dmirror_block blocks[];
+};
+
 /*
- * The address of a device is the dev_private_owner of its walks, and so the
- * owner of whatever device memory it has.
+ * The address of a device is the dev_private_owner of its walks and the owner of
+ * its memory.
  */
 struct dmirror_device {
 	struct device *dev;
+	unsigned long coherent_addr;	/* 0 if its memory is private */
+
+	struct mutex chunks_lock;	/* protects the next two */
+	struct list_head chunks;
+	unsigned int nr_chunks;
+
+	spinlock_t lock;		/* protects all that is in use or not */
+	struct list_head free_blocks;	/* blocks no page of which is in use */
+	struct list_head open_blocks;	/* blocks some pages of which are */
+	unsigned long nr_free_blocks;
 };
 
 static struct dmirror_device dmirror_devices[DMIRROR_MAX_DEVICES];
 
+/* Bits of dmirror->flags */
+#define DMIRROR_FAIL_ALLOC	0
+
 struct dmirror {
 	struct dmirror_device *device;
+	struct kref refs;		/* the file's, and one a folio in use */
 	struct mmu_interval_notifier notifier;
-	struct mutex lock;	/* protects the next two */
+	struct mutex lock;		/* protects the table */
 	struct xarray table;
-	u64 flags;
+	unsigned long flags;		/* changed by atomic operations */
+	atomic_long_t nr_pages;		/* of device memory */
 	struct page *io_pages[DMIRROR_IO_PAGES];
 };
+
+static void dmirror_free(struct dmirror *dmirror)
+{
+	unsigned int i;
+
+	for (i = 0; i < DMIRROR_IO_PAGES; i++)
+		if (dmirror->io_pages[i])
+			__free_page(dmirror->io_pages[i]);
+	xa_destroy(&dmirror->table);
+	mutex_destroy(&dmirror->lock);
+	kfree(dmirror);
+}
+
+static void dmirror_release(struct kref *refs)
+{
+	dmirror_free(container_of(refs, struct dmirror, refs));
+}
+
+/*
+ * Device memory: which pages are in use, and what for
+ *
+ * Memory is given out by the page and by the block. A block that is in use in
+ * part serves pages. One that is free again is whole again.
+ */
+
+static struct dmirror_chunk *dmirror_pgmap_chunk(struct dev_pagemap *pgmap)
+{
+	return container_of(pgmap, struct dmirror_chunk, pagemap);
+}
+
+static unsigned long dmirror_chunk_first_pfn(struct dmirror_chunk *chunk)
+{
+	return PHYS_PFN(chunk->pagemap.range.start);
+}
+
+static unsigned long dmirror_chunk_index(struct dmirror_chunk *chunk,
+					 struct page *page)
+{
+	return page_to_pfn(page) - dmirror_chunk_first_pfn(chunk);
+}
+
+static bool dmirror_is_local(struct dmirror_device *device, struct page *page)
+{
+	return is_zone_device_page(page) && page_pgmap(page)->owner == device;
+}
+
+/* Where the data of a page is that is in use, any page. */
+static struct page *dmirror_storage(struct page *page)
+{
+	struct dmirror_chunk *chunk;
+
+	if (!is_device_private_page(page))
+		return page;
+	chunk = dmirror_pgmap_chunk(page_pgmap(page));
+	return chunk->storage[dmirror_chunk_index(chunk, page)];
+}
+
+static void dmirror_storage_free(struct dmirror_chunk *chunk,
+				 unsigned long index, unsigned long nr)
+{
+	struct page **storage = chunk->storage + index;
+
+	if (!chunk->storage)
+		return;
+	for (; nr--; storage++) {
+		if (*storage)
+			__free_page(*storage);
+		*storage = NULL;
+	}
+}
+
+/* By the page, so that a folio that is split needs nothing done to these. */
+static int dmirror_storage_alloc(struct dmirror_chunk *chunk,
+				 unsigned long index, unsigned long nr)
+{
+	gfp_t gfp = GFP_HIGHUSER | __GFP_ACCOUNT | __GFP_NOWARN;
+	unsigned long before, got = 0;
+
+	if (!chunk->storage)
+		return 0;
+	do {
+		before = got;
+		got = alloc_pages_bulk(gfp, nr, chunk->storage + index);
+	} while (got > before && got < nr);
+	if (got == nr)
+		return 0;
+
+	dmirror_storage_free(chunk, index, nr);
+	return -ENOMEM;
+}
+
+/* Puts @block where it belongs after @nr_used changed. */
+static void dmirror_block_sort(struct dmirror_device *device,
+			       struct dmirror_block *block, bool was_free)
+{
+	lockdep_assert_held(&device->lock);
+
+	device->nr_free_blocks -= was_free;
+	if (!block->nr_used) {
+		list_move(&block->list, &device->free_blocks);
+		device->nr_free_blocks++;
+	} else if (block->nr_used < DMIRROR_BLOCK_PAGES) {
+		list_move(&block->list, &device->open_blocks);
+	} else {
+		list_del_init(&block->list);
+	}
+}
+
+static void dmirror_block_take(struct dmirror_chunk *chunk, unsigned long index,
+			       unsigned long nr)
+{
+	struct dmirror_block *block = &chunk->blocks[index / DMIRROR_BLOCK_PAGES];
+	bool was_free = !block->nr_used;
+
+	bitmap_set(chunk->used, index, nr);
+	block->nr_used += nr;
+	dmirror_block_sort(chunk->device, block, was_free);
+}
+
+static void dmirror_block_give(struct dmirror_chunk *chunk, unsigned long index,
+			       unsigned long nr)
+{
+	struct dmirror_block *block = &chunk->blocks[index / DMIRROR_BLOCK_PAGES];
+
+	bitmap_clear(chunk->used, index, nr);
+	block->nr_used -= nr;
+	dmirror_block_sort(chunk->device, block, false);
+}
+
+/* @block is the first of its list, or NULL if that is empty. */
+static struct dmirror_block *dmirror_first_block(struct list_head *blocks)
+{
+	return list_first_entry_or_null(blocks, struct dmirror_block, list);
+}
+
+static struct dmirror_chunk *dmirror_block_chunk(struct dmirror_block *block)
+{
+	unsigned long nr = block->first / DMIRROR_BLOCK_PAGES;
+
+	return container_of(block - nr, struct dmirror_chunk, blocks[0]);
+}
+
+/*
+ * Takes a page, or a whole block, for use. Returns its chunk, and its index in
+ * there, or NULL if the device has run out.
+ */
+static struct dmirror_chunk *dmirror_take(struct dmirror_device *device,
+					  unsigned int order,
+					  unsigned long *index)
+{
+	struct dmirror_block *block = NULL;
+	struct dmirror_chunk *chunk;
+
+	guard(spinlock_irqsave)(&device->lock);
+
+	if (!order)
+		block = dmirror_first_block(&device->open_blocks);
+	if (!block)
+		block = dmirror_first_block(&device->free_blocks);
+	if (!block)
+		return NULL;
+
+	chunk = dmirror_block_chunk(block);
+	*index = order ? block->first :
+			 find_next_zero_bit(chunk->used, DMIRROR_CHUNK_PAGES,
+					    block->first);
+	dmirror_block_take(chunk, *index, 1UL << order);
+	return chunk;
+}
+
+static void dmirror_give_back(struct dmirror_chunk *chunk, unsigned long index,
+			      unsigned long nr)
+{
+	dmirror_storage_free(chunk, index, nr);
+	guard(spinlock_irqsave)(&chunk->device->lock);
+	dmirror_block_give(chunk, index, nr);
+}
+
+/*
+ * A folio of device memory for @dmirror, locked, as a page; with no data in it.
+ * NULL if the device or its storage has run out.
+ */
+static struct page *dmirror_devmem_alloc(struct dmirror *dmirror,
+					 unsigned int order)
+{
+	unsigned long index, nr = 1UL << order;
+	struct dmirror_chunk *chunk;
+	struct page *page;
+
+	chunk = dmirror_take(dmirror->device, order, &index);
+	if (!chunk)
+		return NULL;
+	if (dmirror_storage_alloc(chunk, index, nr)) {
+		dmirror_give_back(chunk, index, nr);
+		return NULL;
+	}
+
+	/* It may still look like a part of a larger folio that it was once. */
+	page = pfn_to_page(dmirror_chunk_first_pfn(chunk) + index);
+	zone_device_page_init(page, &chunk->pagemap, order);
+	if (order)
+		folio_set_large_rmappable(page_folio(page));
+
+	kref_get(&dmirror->refs);
+	atomic_long_add(nr, &dmirror->nr_pages);
+	page->zone_device_data = dmirror;
+	return page;
+}
+
+/* The last reference is gone. Any context. */
+static void dmirror_folio_free(struct folio *folio)
+{
+	struct dmirror_chunk *chunk = dmirror_pgmap_chunk(folio->pgmap);
+	struct dmirror *dmirror = folio->page.zone_device_data;
+	unsigned long nr = folio_nr_pages(folio);
+
+	atomic_long_sub(nr, &dmirror->nr_pages);
+	dmirror_give_back(chunk, dmirror_chunk_index(chunk, &folio->page), nr);
+	kref_put(&dmirror->refs, dmirror_release);
+}
+
+/*
+ * @tail has become a folio of its own, or, if NULL, all that @folio was split
+ * into has been told of.
+ */
+static void dmirror_folio_split(struct folio *folio, struct folio *tail)
+{
+	struct dmirror *dmirror = folio->page.zone_device_data;
+
+	if (!tail)
+		return;
+	tail->pgmap = folio->pgmap;
+	tail->page.mapping = folio->page.mapping;
+	tail->page.zone_device_data = dmirror;
+	kref_get(&dmirror->refs);
+}
 
 /*
  * The table
  */
 
-/* Tags of entries. The only other one that an xarray allows for is 3. */
+/* Tags of entries: an xarray has no others. */
 enum {
 	DMIRROR_ENTRY_READ = 0,
 	DMIRROR_ENTRY_WRITE = 1,
+	DMIRROR_ENTRY_EXCLUSIVE = 3,
 };
 
 static void *dmirror_entry(unsigned long output)
@@ -148,7 +460,7 @@ static struct page *dmirror_table_lookup(struct dmirror *dmirror,
 
 	lockdep_assert_held(&dmirror->lock);
 
-	if (write && xa_pointer_tag(entry) != DMIRROR_ENTRY_WRITE)
+	if (write && xa_pointer_tag(entry) == DMIRROR_ENTRY_READ)
 		return NULL;
 	return xa_untag_pointer(entry);
 }
@@ -184,6 +496,10 @@ static bool dmirror_invalidate(struct mmu_interval_notifier *notifier,
 	struct dmirror *dmirror = container_of(notifier, struct dmirror,
 					       notifier);
 	bool may_sleep = mmu_notifier_range_blockable(range);
+
+	/* The page stays, it is just about to be this mirror's alone. */
+	if (range->event == MMU_NOTIFY_EXCLUSIVE && range->owner == dmirror)
+		return true;
 
 	if (may_sleep)
 		mutex_lock(&dmirror->lock);
@@ -360,6 +676,7 @@ static int dmirror_walk(struct dmirror_walk *walk)
 struct dmirror_fault {
 	struct dmirror_walk walk;
 	struct xa_state xas;
+	bool local_only;	/* enter only what is in the device's memory */
 };
 
 /* HMM must have granted, for every page, what was requested. */
@@ -376,20 +693,30 @@ static bool dmirror_granted(struct dmirror_walk *walk)
 	return true;
 }
 
+static bool dmirror_is_local_output(struct dmirror_walk *walk,
+				    unsigned long output)
+{
+	return output & HMM_PFN_VALID &&
+	       dmirror_is_local(walk->dmirror->device, hmm_pfn_to_page(output));
+}
+
 /* Running out of memory is left in the xa_state, for dmirror_fault_batch(). */
 static int dmirror_fault_use(struct dmirror_walk *walk)
 {
-	struct xa_state *xas = &container_of(walk, struct dmirror_fault,
-					     walk)->xas;
+	struct dmirror_fault *fault = container_of(walk, struct dmirror_fault,
+						   walk);
+	const unsigned long *outputs = walk->range.hmm_pfns;
+	struct xa_state *xas = &fault->xas;
 	unsigned long i;
 
-	if (WARN_ON_ONCE(!dmirror_granted(walk)))
+	if (WARN_ON_ONCE(!fault->local_only && !dmirror_granted(walk)))
 		return -EIO;
 
 	xas_set(xas, walk->range.start >> PAGE_SHIFT);
 	xas_lock(xas);
 	for (i = 0; i < dmirror_walk_npages(walk); i++) {
-		xas_store(xas, dmirror_entry(walk->range.hmm_pfns[i]));
+		if (!fault->local_only || dmirror_is_local_output(walk, outputs[i]))
+			xas_store(xas, dmirror_entry(outputs[i]));
 		if (xas_error(xas))
 			break;
 		xas_next(xas);
@@ -414,29 +741,23 @@ static int dmirror_fault_batch(struct dmirror_fault *fault)
 	return ret ?: xas_error(&fault->xas);
 }
 
-struct dmirror_access {
-	struct dmirror *dmirror;
-	struct hmm_dmirror_cmd *cmd;
-	void *bounce;
-	bool write;
-	bool unlocked;
-};
-
-static int dmirror_fault(struct dmirror_access *access, unsigned long start,
-			 unsigned long end)
+/*
+ * Enters [@start, @end) into the table, faulted in as @requests say. Without
+ * requests, enters the pages that are in the device's memory now.
+ */
+static int dmirror_fault(struct dmirror *dmirror, unsigned long start,
+			 unsigned long end, unsigned long requests,
+			 bool unlocked)
 {
-	struct dmirror *dmirror = access->dmirror;
 	struct dmirror_fault fault = {
 		.walk.dmirror = dmirror,
 		.walk.use = dmirror_fault_use,
-		.walk.unlocked = access->unlocked,
+		.walk.unlocked = unlocked,
 		.xas = __XA_STATE(&dmirror->table, 0, 0, 0),
+		.local_only = !requests,
 	};
-	unsigned long requests = HMM_PFN_REQ_FAULT;
 	int ret;
 
-	if (access->write)
-		requests |= HMM_PFN_REQ_WRITE;
 	ret = dmirror_walk_init(&fault.walk, start, requests);
 	if (ret)
 		return ret;
@@ -448,9 +769,32 @@ static int dmirror_fault(struct dmirror_access *access, unsigned long start,
 	return ret;
 }
 
+struct dmirror_access {
+	struct dmirror *dmirror;
+	struct hmm_dmirror_cmd *cmd;
+	void *bounce;
+	bool write;
+	bool unlocked;
+	bool no_faults;		/* fail at a miss */
+};
+
+static int dmirror_miss(struct dmirror_access *access, unsigned long start,
+			unsigned long end)
+{
+	unsigned long requests = HMM_PFN_REQ_FAULT;
+
+	if (access->no_faults)
+		return -ENOENT;
+	if (access->write)
+		requests |= HMM_PFN_REQ_WRITE;
+	access->cmd->faults++;
+	return dmirror_fault(access->dmirror, start, end, requests,
+			     access->unlocked);
+}
+
 static int dmirror_read_page(void *buf, struct page *page)
 {
-	void *addr = kmap_local_page(page);
+	void *addr = kmap_local_page(dmirror_storage(page));
 	unsigned long left;
 
 	left = copy_mc_to_kernel(buf, addr, PAGE_SIZE);
@@ -460,7 +804,7 @@ static int dmirror_read_page(void *buf, struct page *page)
 
 static int dmirror_write_page(struct page *page, const void *buf)
 {
-	memcpy_to_page(page, 0, buf, PAGE_SIZE);
+	memcpy_to_page(dmirror_storage(page), 0, buf, PAGE_SIZE);
 	/*
 	 * The CPU's entry may be writable and clean. Truncation can't interfere,
 	 * as the page can't be unmapped now.
@@ -520,8 +864,7 @@ static int dmirror_transfer(struct dmirror_access *access, unsigned long npages,
 		} else if (done < 0) {
 			ret = done;
 		} else {
-			cmd->faults++;
-			ret = dmirror_fault(access, addr, end);
+			ret = dmirror_miss(access, addr, end);
 		}
 	}
 	return ret;
@@ -582,8 +925,7 @@ struct dmirror_snapshot {
 
 static u8 dmirror_prot_memory(struct dmirror *dmirror, struct page *page)
 {
-	bool local = is_zone_device_page(page) &&
-		     page_pgmap(page)->owner == dmirror->device;
+	bool local = dmirror_is_local(dmirror->device, page);
 
 	if (is_device_private_page(page))
 		return local ? HMM_DMIRROR_PROT_DEV_PRIVATE_LOCAL :
@@ -651,11 +993,708 @@ static int dmirror_snapshot_batch(struct dmirror_snapshot *snapshot,
 }
 
 /*
+ * Migration
+ *
+ * Whichever way pages go, and whoever wants it, the steps are the same: the
+ * kernel takes the pages of a batch out of use, as far as they can be, a page
+ * of the other kind is allocated for each and the data is copied, and the
+ * kernel puts the new pages in the old ones' place. What cannot be moved stays
+ * where it is.
+ */
+
+/**
+ * struct dmirror_migration - a batch of pages on the move
+ * @args: the kernel's part. Without a VMA if device memory is evicted wherever
+ *	it is mapped.
+ * @dmirror: for whom, or whose memory it is; NULL if that differs by page
+ * @alloc: gets a locked folio for the page at @addr
+ * @npages: how many entries @args.src and @args.dst have
+ * @error: why some page did not move, if for a reason of the device's
+ */
+struct dmirror_migration {
+	struct migrate_vma args;
+	struct dmirror *dmirror;
+	struct page *(*alloc)(struct dmirror_migration *migration,
+			      unsigned long addr, unsigned int order);
+	unsigned long npages;
+	int error;
+};
+
+static int dmirror_migration_init(struct dmirror_migration *migration,
+				  gfp_t gfp)
+{
+	unsigned long *pfns = kvcalloc(2 * DMIRROR_BLOCK_PAGES, sizeof(*pfns),
+				       gfp);
+
+	if (!pfns)
+		return -ENOMEM;
+	migration->args.src = pfns;
+	migration->args.dst = pfns + DMIRROR_BLOCK_PAGES;
+	return 0;
+}
+
+static void dmirror_migration_fini(struct dmirror_migration *migration)
+{
+	kvfree(migration->args.src);
+}
+
+static bool dmirror_fails_alloc(struct dmirror *dmirror, unsigned int order)
+{
+	return order && dmirror &&
+	       test_and_clear_bit(DMIRROR_FAIL_ALLOC, &dmirror->flags);
+}
+
+static struct page *dmirror_alloc_device(struct dmirror_migration *migration,
+					 unsigned long addr, unsigned int order)
+{
+	if (dmirror_fails_alloc(migration->dmirror, order))
+		return NULL;
+	return dmirror_devmem_alloc(migration->dmirror, order);
+}
+
+static struct page *dmirror_alloc_system(struct dmirror_migration *migration,
+					 unsigned long addr, unsigned int order)
+{
+	gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
+	struct folio *folio;
+
+	if (dmirror_fails_alloc(migration->dmirror, order))
+		return NULL;
+	if (migration->args.vma)
+		folio = vma_alloc_folio(gfp, order, migration->args.vma, addr);
+	else
+		folio = folio_alloc(gfp, order);
+	if (!folio)
+		return NULL;
+
+	folio_lock(folio);
+	return folio_page(folio, 0);
+}
+
+static void dmirror_discard(unsigned long *dst)
+{
+	struct page *page = migrate_pfn_to_page(*dst);
+
+	unlock_page(page);
+	put_page(page);
+	*dst = 0;
+}
+
+/* A page that is not there yet, or that is a zero page, has no source. */
+static int dmirror_move_data(struct page *to, struct page *from)
+{
+	to = dmirror_storage(to);
+	if (from)
+		return copy_mc_highpage(to, dmirror_storage(from)) ?
+			       -EHWPOISON : 0;
+	clear_highpage(to);
+	return 0;
+}
+
+/* Gets the folio of @order that pages from @i on move to, and fills it. */
+static int dmirror_move_folio(struct dmirror_migration *migration,
+			      unsigned long i, unsigned int order,
+			      struct page *from)
+{
+	unsigned long addr = migration->args.start + (i << PAGE_SHIFT);
+	unsigned long *dst = &migration->args.dst[i];
+	struct page *to = migration->alloc(migration, addr, order);
+	unsigned long j;
+	int ret = 0;
+
+	if (!to)
+		return -ENOMEM;
+
+	*dst = migrate_pfn(page_to_pfn(to));
+	if (order)
+		*dst |= MIGRATE_PFN_COMPOUND;
+	for (j = 0; !ret && j < 1UL << order; j++)
+		ret = dmirror_move_data(to + j, from ? from + j : NULL);
+	if (ret)
+		dmirror_discard(dst);
+	return ret;
+}
+
+/*
+ * A large folio that cannot be moved in one piece is moved by the page, all of
+ * it or none: the kernel splits it only if there is a new page for each.
+ */
+static int dmirror_move_pieces(struct dmirror_migration *migration,
+			       unsigned long i, struct page *from)
+{
+	unsigned long *dst = &migration->args.dst[i];
+	unsigned long j;
+	int ret = 0;
+
+	/* Without a VMA it can't be split. */
+	if (!migration->args.vma)
+		return -ENOMEM;
+
+	for (j = 0; !ret && j < DMIRROR_BLOCK_PAGES; j++)
+		ret = dmirror_move_folio(migration, i + j, 0,
+					 from ? from + j : NULL);
+	if (!ret)
+		return 0;
+	while (--j)
+		dmirror_discard(&dst[j - 1]);
+	return ret;
+}
+
+/* Provides for what is to be moved from page @i on, and tells how many pages that is. */
+static unsigned long dmirror_move(struct dmirror_migration *migration,
+				  unsigned long i)
+{
+	unsigned long src = migration->args.src[i];
+	struct page *from = migrate_pfn_to_page(src);
+	int ret;
+
+	if (!(src & MIGRATE_PFN_MIGRATE))
+		return 1;
+	if (!(src & MIGRATE_PFN_COMPOUND)) {
+		ret = dmirror_move_folio(migration, i, 0, from);
+		migration->error = ret ?: migration->error;
+		return 1;
+	}
+
+	ret = dmirror_move_folio(migration, i, DMIRROR_BLOCK_ORDER, from);
+	if (ret == -ENOMEM)
+		ret = dmirror_move_pieces(migration, i, from);
+	migration->error = ret ?: migration->error;
+	return DMIRROR_BLOCK_PAGES;
+}
+
+static void dmirror_move_all(struct dmirror_migration *migration)
+{
+	unsigned long i = 0;
+
+	while (i < migration->npages)
+		i += dmirror_move(migration, i);
+}
+
+/* How many pages the kernel has put in the place of others. */
+static unsigned long dmirror_count_moved(struct dmirror_migration *migration)
+{
+	unsigned long i, moved = 0;
+
+	for (i = 0; i < migration->npages; i++) {
+		unsigned long src = migration->args.src[i];
+		unsigned long dst = migration->args.dst[i];
+
+		if (!(src & MIGRATE_PFN_MIGRATE) || !dst)
+			continue;
+		moved += dst & MIGRATE_PFN_COMPOUND ? DMIRROR_BLOCK_PAGES : 1;
+	}
+	return moved;
+}
+
+/*
+ * Moves what it can of @migration->args, and tells how many pages that were.
+ * The mmap lock is held.
+ */
+static long dmirror_migrate_vma(struct dmirror_migration *migration)
+{
+	struct migrate_vma *args = &migration->args;
+	long moved;
+	int ret;
+
+	memset(args->dst, 0, DMIRROR_BLOCK_PAGES * sizeof(*args->dst));
+	ret = migrate_vma_setup(args);
+	if (ret)
+		return ret;
+
+	migration->npages = args->npages;
+	dmirror_move_all(migration);
+	migrate_vma_pages(args);
+	moved = dmirror_count_moved(migration);
+	migrate_vma_finalize(args);
+	return moved;
+}
+
+/* Selects what is in @device's memory. */
+static unsigned long dmirror_select_local(struct dmirror_device *device)
+{
+	if (device->coherent_addr)
+		return MIGRATE_VMA_SELECT_DEVICE_COHERENT;
+	return MIGRATE_VMA_SELECT_DEVICE_PRIVATE | MIGRATE_VMA_SELECT_COMPOUND;
+}
+
+/*
+ * A large folio of coherent memory, mapped by the CPU, would be taken for
+ * ordinary memory when it is to be split, so there is none: what is large has
+ * to be split first.
+ */
+static unsigned long dmirror_select_system(struct dmirror_device *device)
+{
+	if (device->coherent_addr)
+		return MIGRATE_VMA_SELECT_SYSTEM;
+	return MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_SELECT_COMPOUND;
+}
+
+/*
+ * The CPU needs a page of private memory. The folio is locked, and whoever
+ * faults, the opener or a child, gets all of what one entry maps.
+ */
+static vm_fault_t dmirror_migrate_to_ram(struct vm_fault *vmf)
+{
+	struct folio *folio = page_folio(vmf->page);
+	/* What is mapped by PTEs may be a part of a large folio still. */
+	unsigned int order = vmf->pte ? 0 : folio_order(folio);
+	struct dmirror *dmirror = folio->page.zone_device_data;
+	struct dmirror_migration migration = {
+		.args.vma = vmf->vma,
+		.args.start = ALIGN_DOWN(vmf->address, PAGE_SIZE << order),
+		.args.pgmap_owner = dmirror->device,
+		.args.flags = dmirror_select_local(dmirror->device),
+		.args.fault_page = vmf->page,
+		.dmirror = dmirror,
+		.alloc = dmirror_alloc_system,
+	};
+	long moved;
+
+	if (dmirror_migration_init(&migration, GFP_KERNEL))
+		return VM_FAULT_OOM;
+	migration.args.end = migration.args.start + (PAGE_SIZE << order);
+	moved = dmirror_migrate_vma(&migration);
+	dmirror_migration_fini(&migration);
+
+	if (moved < 0)
+		return VM_FAULT_SIGBUS;
+	/* If the page was just in use elsewhere the CPU tries again. */
+	return moved || !migration.error ? 0 : vmf_error(migration.error);
+}
+
+static const struct dev_pagemap_ops dmirror_pagemap_ops = {
+	.folio_free = dmirror_folio_free,
+	.folio_split = dmirror_folio_split,
+	.migrate_to_ram = dmirror_migrate_to_ram,
+};
+
+/*
+ * Eviction: device memory goes back to the system, whoever has it mapped
+ */
+
+/*
+ * Gathers the pages of @block that are in use, for @dmirror or, if that is NULL,
+ * at all. They may be free or in use for another again before they are locked.
+ */
+static unsigned long dmirror_evict_gather(struct dmirror_migration *migration,
+					  struct dmirror_chunk *chunk,
+					  struct dmirror_block *block)
+{
+	unsigned long end = block->first + DMIRROR_BLOCK_PAGES;
+	unsigned long index = block->first, n = 0, pfn;
+	struct folio *folio;
+
+	guard(spinlock_irqsave)(&chunk->device->lock);
+	for_each_set_bit_from(index, chunk->used, end) {
+		pfn = dmirror_chunk_first_pfn(chunk) + index;
+		folio = page_folio(pfn_to_page(pfn));
+		if (!migration->dmirror ||
+		    folio->page.zone_device_data == migration->dmirror)
+			migration->args.src[n++] = pfn;
+	}
+	return n;
+}
+
+static void dmirror_evict_block(struct dmirror_migration *migration,
+				struct dmirror_chunk *chunk,
+				struct dmirror_block *block)
+{
+	struct migrate_vma *args = &migration->args;
+
+	migration->npages = dmirror_evict_gather(migration, chunk, block);
+	if (!migration->npages)
+		return;
+
+	memset(args->dst, 0, migration->npages * sizeof(*args->dst));
+	migrate_device_pfns(args->src, migration->npages);
+	dmirror_move_all(migration);
+	migrate_device_pages(args->src, args->dst, migration->npages);
+	migrate_device_finalize(args->src, args->dst, migration->npages);
+	cond_resched();
+}
+
+static void dmirror_evict_pass(struct dmirror_migration *migration,
+			       struct dmirror_device *device)
+{
+	struct dmirror_chunk *chunk;
+	unsigned long i;
+
+	guard(mutex)(&device->chunks_lock);
+	list_for_each_entry(chunk, &device->chunks, list)
+		for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++)
+			dmirror_evict_block(migration, chunk, &chunk->blocks[i]);
+}
+
+/*
+ * A page that somebody works on at the moment cannot be moved, so there are a few
+ * tries. What is left then is in the hands of those who use it, and comes back
+ * when they touch it or are done with it.
+ */
+static void dmirror_evict(struct dmirror *dmirror)
+{
+	struct dmirror_migration migration = {
+		.dmirror = dmirror,
+		.alloc = dmirror_alloc_system,
+	};
+	unsigned int tries = 10;
+
+	if (dmirror_migration_init(&migration, GFP_KERNEL))
+		return;
+	while (atomic_long_read(&dmirror->nr_pages) && tries--) {
+		dmirror_evict_pass(&migration, dmirror->device);
+		schedule_timeout_uninterruptible(tries < 9);
+	}
+	dmirror_migration_fini(&migration);
+}
+
+/*
+ * Chunks
+ */
+
+static void dmirror_chunk_free(struct dmirror_chunk *chunk)
+{
+	kvfree(chunk->storage);
+	bitmap_free(chunk->used);
+	kvfree(chunk);
+}
+
+static struct dmirror_chunk *dmirror_chunk_alloc(struct dmirror_device *device)
+{
+	struct dmirror_chunk *chunk;
+	unsigned long i;
+
+	chunk = kvzalloc_flex(*chunk, blocks, DMIRROR_CHUNK_BLOCKS);
+	if (!chunk)
+		return NULL;
+
+	chunk->device = device;
+	for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++) {
+		chunk->blocks[i].first = i * DMIRROR_BLOCK_PAGES;
+		INIT_LIST_HEAD(&chunk->blocks[i].list);
+	}
+	chunk->used = bitmap_zalloc(DMIRROR_CHUNK_PAGES, GFP_KERNEL);
+	if (!device->coherent_addr)
+		chunk->storage = kvcalloc(DMIRROR_CHUNK_PAGES,
+					  sizeof(*chunk->storage), GFP_KERNEL);
+	if (!chunk->used || (!device->coherent_addr && !chunk->storage)) {
+		dmirror_chunk_free(chunk);
+		return NULL;
+	}
+	return chunk;
+}
+
+/* The physical addresses that the struct pages of @device's next chunk stand for. */
+static struct resource *dmirror_chunk_request(struct dmirror_device *device)
+{
+	struct resource *res;
+
+	if (!device->coherent_addr)
+		return request_free_mem_region(&iomem_resource,
+					       DMIRROR_CHUNK_SIZE,
+					       KBUILD_MODNAME);
+	res = request_mem_region(device->coherent_addr, DMIRROR_CHUNK_SIZE,
+				 KBUILD_MODNAME);
+	return res ?: ERR_PTR(-EBUSY);
+}
+
+static int dmirror_chunk_map(struct dmirror_chunk *chunk)
+{
+	struct dev_pagemap *pagemap = &chunk->pagemap;
+	bool coherent = chunk->device->coherent_addr;
+	struct resource *res;
+	void *addr;
+
+	res = dmirror_chunk_request(chunk->device);
+	if (IS_ERR(res))
+		return PTR_ERR(res);
+
+	pagemap->type = coherent ? MEMORY_DEVICE_COHERENT : MEMORY_DEVICE_PRIVATE;
+	pagemap->range.start = res->start;
+	pagemap->range.end = res->end;
+	pagemap->nr_range = 1;
+	pagemap->ops = &dmirror_pagemap_ops;
+	pagemap->owner = chunk->device;
+	addr = memremap_pages(pagemap, numa_mem_id());
+	if (!IS_ERR(addr))
+		return 0;
+
+	release_mem_region(pagemap->range.start, DMIRROR_CHUNK_SIZE);
+	return PTR_ERR(addr);
+}
+
+/* No page of the chunk is in use nor can be. */
+static void dmirror_chunk_unmap(struct dmirror_chunk *chunk)
+{
+	memunmap_pages(&chunk->pagemap);
+	release_mem_region(chunk->pagemap.range.start, DMIRROR_CHUNK_SIZE);
+}
+
+static void dmirror_chunk_publish(struct dmirror_chunk *chunk)
+{
+	struct dmirror_device *device = chunk->device;
+	unsigned long i;
+
+	list_add_tail(&chunk->list, &device->chunks);
+	device->nr_chunks++;
+	guard(spinlock_irqsave)(&device->lock);
+	for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++)
+		list_add_tail(&chunk->blocks[i].list, &device->free_blocks);
+	device->nr_free_blocks += DMIRROR_CHUNK_BLOCKS;
+}
+
+/* Takes all of the chunk out of use if no page of it is in use. */
+static bool dmirror_chunk_retract(struct dmirror_chunk *chunk)
+{
+	struct dmirror_device *device = chunk->device;
+	unsigned long i;
+
+	guard(spinlock_irqsave)(&device->lock);
+	if (!bitmap_empty(chunk->used, DMIRROR_CHUNK_PAGES))
+		return false;
+	for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++)
+		list_del_init(&chunk->blocks[i].list);
+	device->nr_free_blocks -= DMIRROR_CHUNK_BLOCKS;
+	return true;
+}
+
+static int dmirror_chunk_add(struct dmirror_device *device)
+{
+	struct dmirror_chunk *chunk;
+	int ret;
+
+	lockdep_assert_held(&device->chunks_lock);
+
+	chunk = dmirror_chunk_alloc(device);
+	if (!chunk)
+		return -ENOMEM;
+	ret = dmirror_chunk_map(chunk);
+	if (ret) {
+		dmirror_chunk_free(chunk);
+		return ret;
+	}
+	dmirror_chunk_publish(chunk);
+	return 0;
+}
+
+/* Gives the chunks back that are not in use. */
+static void dmirror_chunks_trim(struct dmirror_device *device)
+{
+	struct dmirror_chunk *chunk, *next;
+
+	guard(mutex)(&device->chunks_lock);
+	list_for_each_entry_safe(chunk, next, &device->chunks, list) {
+		if (!dmirror_chunk_retract(chunk))
+			continue;
+		list_del(&chunk->list);
+		device->nr_chunks--;
+		dmirror_chunk_unmap(chunk);
+		dmirror_chunk_free(chunk);
+	}
+}
+
+/*
+ * Has some blocks ready for a batch that is about to be moved to the device. If
+ * there are none to be had the batch, or a part of it, will not move.
+ */
+static void dmirror_chunks_provide(struct dmirror_device *device)
+{
+	bool scarce;
+
+	guard(mutex)(&device->chunks_lock);
+	scoped_guard(spinlock_irqsave, &device->lock)
+		scarce = device->nr_free_blocks < DMIRROR_SPARE_BLOCKS;
+	if (scarce && device->nr_chunks < DMIRROR_MAX_CHUNKS &&
+	    !device->coherent_addr)
+		dmirror_chunk_add(device);
+}
+
+/*
+ * Migration of a range, as commanded
+ */
+
+/* Moves on to the next batch before @end, in one VMA and one block. */
+static int dmirror_batch_next(struct dmirror_migration *migration,
+			      unsigned long start, unsigned long end)
+{
+	unsigned long next = ALIGN_DOWN(start, PMD_SIZE) + PMD_SIZE;
+	struct vm_area_struct *vma;
+
+	vma = vma_lookup(migration->dmirror->notifier.mm, start);
+	if (!vma || !(vma->vm_flags & VM_READ))
+		return -EINVAL;
+
+	migration->args.vma = vma;
+	migration->args.start = start;
+	migration->args.end = min3(next, end, vma->vm_end);
+	return 0;
+}
+
+static long dmirror_migrate_batch(struct dmirror_migration *migration,
+				  unsigned long start, unsigned long end)
+{
+	struct mm_struct *mm = migration->dmirror->notifier.mm;
+	long ret;
+
+	if (migration->alloc == dmirror_alloc_device)
+		dmirror_chunks_provide(migration->dmirror->device);
+
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	ret = dmirror_batch_next(migration, start, end);
+	if (!ret) {
+		/* Setting up a migration may cut its end. */
+		end = migration->args.end;
+		ret = dmirror_migrate_vma(migration);
+		migration->args.end = end;
+	}
+	mmap_read_unlock(mm);
+	return ret;
+}
+
+/* Moves what it can, and tells how many pages that were. */
+static int dmirror_migrate_range(struct dmirror_migration *migration,
+				 unsigned long start, unsigned long end,
+				 u64 *moved)
+{
+	struct mm_struct *mm = migration->dmirror->notifier.mm;
+	long ret;
+
+	ret = dmirror_migration_init(migration, GFP_KERNEL_ACCOUNT);
+	if (ret)
+		return ret;
+	if (!mmget_not_zero(mm)) {
+		dmirror_migration_fini(migration);
+		return -EFAULT;
+	}
+
+	while (start < end && ret >= 0) {
+		ret = dmirror_migrate_batch(migration, start, end);
+		if (ret >= 0)
+			*moved += ret;
+		start = migration->args.end;
+		cond_resched();
+	}
+	mmput(mm);
+	dmirror_migration_fini(migration);
+	return min(ret, 0L);
+}
+
+/*
+ * Exclusive access
+ *
+ * The CPU has no access to the page, nor any other device, until one of them
+ * wants it: the invalidate callback hears of it then.
+ */
+
+/* @page, which is locked, goes into the table unless it is too late. */
+static int dmirror_enter_exclusive(struct dmirror *dmirror, unsigned long addr,
+				   struct page *page, unsigned long seq)
+{
+	XA_STATE(xas, &dmirror->table, addr >> PAGE_SHIFT);
+	int ret;
+
+	do {
+		ret = 0;
+		mutex_lock(&dmirror->lock);
+		if (mmu_interval_read_retry(&dmirror->notifier, seq)) {
+			ret = DMIRROR_INVALIDATED;
+		} else {
+			xas_lock(&xas);
+			xas_store(&xas, xa_tag_pointer(page, DMIRROR_ENTRY_EXCLUSIVE));
+			xas_unlock(&xas);
+		}
+		mutex_unlock(&dmirror->lock);
+	} while (xas_nomem(&xas, GFP_KERNEL));
+
+	return ret ?: xas_error(&xas);
+}
+
+/*
+ * The page is faulted in first, because a fault invalidates, be it one that only
+ * takes back the exclusive access that a try before has got.
+ */
+static int dmirror_exclusive_once(struct dmirror *dmirror, unsigned long addr)
+{
+	struct mm_struct *mm = dmirror->notifier.mm;
+	struct folio *folio;
+	struct page *page;
+	unsigned long seq;
+	int ret;
+
+	ret = dmirror_fault(dmirror, addr, addr + PAGE_SIZE,
+			    HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE, false);
+	if (ret)
+		return ret;
+
+	seq = mmu_interval_read_begin(&dmirror->notifier);
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	page = make_device_exclusive(mm, addr, dmirror, &folio);
+	mmap_read_unlock(mm);
+	if (IS_ERR(page))
+		return PTR_ERR(page);
+
+	ret = dmirror_enter_exclusive(dmirror, addr, page, seq);
+	folio_unlock(folio);
+	folio_put(folio);
+	return ret;
+}
+
+static int dmirror_exclusive_page(struct dmirror *dmirror, unsigned long addr)
+{
+	unsigned long timeout = msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT);
+	unsigned long deadline = jiffies + timeout;
+	int ret;
+
+	do {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		ret = dmirror_exclusive_once(dmirror, addr);
+		cond_resched();
+	} while (ret == DMIRROR_INVALIDATED && time_before(jiffies, deadline));
+
+	return ret == DMIRROR_INVALIDATED ? -EBUSY : ret;
+}
+
+static int dmirror_exclusive_range(struct dmirror *dmirror,
+				   unsigned long start, unsigned long end)
+{
+	struct mm_struct *mm = dmirror->notifier.mm;
+	int ret = 0;
+
+	if (!mmget_not_zero(mm))
+		return -EFAULT;
+	for (; !ret && start < end; start += PAGE_SIZE)
+		ret = dmirror_exclusive_page(dmirror, start);
+	mmput(mm);
+	return ret;
+}
+
+static bool dmirror_has_exclusive(struct dmirror *dmirror, unsigned long first,
+				  unsigned long last)
+{
+	unsigned long index;
+	void *entry;
+
+	guard(mutex)(&dmirror->lock);
+	xa_for_each_range(&dmirror->table, index, entry, first, last)
+		if (xa_pointer_tag(entry) == DMIRROR_ENTRY_EXCLUSIVE)
+			return true;
+	return false;
+}
+
+/*
  * Commands
  *
  * Every command gets its argument in kernel memory, with the outputs zeroed and
  * the range checked if it has one.
  */
+
+static unsigned long dmirror_cmd_end(const struct hmm_dmirror_cmd *cmd)
+{
+	return cmd->addr + (cmd->npages << PAGE_SHIFT);
+}
 
 static int dmirror_cmd_read(struct dmirror *dmirror,
 			    struct hmm_dmirror_cmd *cmd)
@@ -689,10 +1728,80 @@ static int dmirror_cmd_write(struct dmirror *dmirror,
 	return dmirror_access(&access);
 }
 
+/* What the device has got hold of goes back to user space, to be verified. */
+static int dmirror_read_back(struct dmirror *dmirror,
+			     struct hmm_dmirror_cmd *cmd)
+{
+	struct dmirror_access access = {
+		.dmirror = dmirror,
+		.cmd = cmd,
+		.no_faults = true,
+	};
+
+	return dmirror_access(&access);
+}
+
+static int dmirror_cmd_migrate_to_dev(struct dmirror *dmirror,
+				      struct hmm_dmirror_cmd *cmd)
+{
+	struct dmirror_migration migration = {
+		.args.pgmap_owner = dmirror->device,
+		.args.flags = dmirror_select_system(dmirror->device),
+		.dmirror = dmirror,
+		.alloc = dmirror_alloc_device,
+	};
+	unsigned long end = dmirror_cmd_end(cmd);
+	u64 moved = 0;
+	int ret;
+
+	ret = dmirror_migrate_range(&migration, cmd->addr, end, &moved);
+	if (ret)
+		return ret;
+	ret = dmirror_fault(dmirror, cmd->addr, end, 0, false);
+	if (ret)
+		return ret;
+	ret = dmirror_read_back(dmirror, cmd);
+	return ret == -ENOENT && migration.error ? migration.error : ret;
+}
+
+static int dmirror_cmd_migrate_to_sys(struct dmirror *dmirror,
+				      struct hmm_dmirror_cmd *cmd)
+{
+	struct dmirror_migration migration = {
+		.args.pgmap_owner = dmirror->device,
+		.args.flags = dmirror_select_local(dmirror->device),
+		.dmirror = dmirror,
+		.alloc = dmirror_alloc_system,
+	};
+	int ret;
+
+	ret = dmirror_migrate_range(&migration, cmd->addr, dmirror_cmd_end(cmd),
+				    &cmd->cpages);
+	return ret ?: migration.error;
+}
+
+static int dmirror_cmd_exclusive(struct dmirror *dmirror,
+				 struct hmm_dmirror_cmd *cmd)
+{
+	int ret;
+
+	ret = dmirror_exclusive_range(dmirror, cmd->addr, dmirror_cmd_end(cmd));
+	return ret ?: dmirror_read_back(dmirror, cmd);
+}
+
+static int dmirror_cmd_check_exclusive(struct dmirror *dmirror,
+				       struct hmm_dmirror_cmd *cmd)
+{
+	unsigned long first = cmd->addr >> PAGE_SHIFT;
+
+	return dmirror_has_exclusive(dmirror, first, first + cmd->npages - 1) ?
+		       -EPERM : 0;
+}
+
 static int dmirror_cmd_snapshot(struct dmirror *dmirror,
 				struct hmm_dmirror_cmd *cmd)
 {
-	unsigned long end = cmd->addr + (cmd->npages << PAGE_SHIFT);
+	unsigned long end = dmirror_cmd_end(cmd);
 	struct dmirror_snapshot *snapshot;
 	int ret;
 
@@ -717,6 +1826,10 @@ static int dmirror_cmd_release(struct dmirror *dmirror,
 	mutex_lock(&dmirror->lock);
 	dmirror_table_drop(dmirror, 0, ULONG_MAX, true);
 	mutex_unlock(&dmirror->lock);
+
+	dmirror_evict(dmirror);
+	if (!dmirror->device->coherent_addr)
+		dmirror_chunks_trim(dmirror->device);
 	return 0;
 }
 
@@ -726,9 +1839,10 @@ static int dmirror_cmd_flags(struct dmirror *dmirror,
 	if (cmd->npages & ~HMM_DMIRROR_FLAG_FAIL_ALLOC)
 		return -EINVAL;
 
-	mutex_lock(&dmirror->lock);
-	dmirror->flags = cmd->npages;
-	mutex_unlock(&dmirror->lock);
+	if (cmd->npages & HMM_DMIRROR_FLAG_FAIL_ALLOC)
+		set_bit(DMIRROR_FAIL_ALLOC, &dmirror->flags);
+	else
+		clear_bit(DMIRROR_FAIL_ALLOC, &dmirror->flags);
 	return 0;
 }
 
@@ -743,6 +1857,10 @@ static const struct dmirror_ioctl dmirror_ioctls[] = {
 	{ HMM_DMIRROR_READ_UNLOCKED, true, dmirror_cmd_read_unlocked },
 	{ HMM_DMIRROR_WRITE, true, dmirror_cmd_write },
 	{ HMM_DMIRROR_SNAPSHOT, true, dmirror_cmd_snapshot },
+	{ HMM_DMIRROR_MIGRATE_TO_DEV, true, dmirror_cmd_migrate_to_dev },
+	{ HMM_DMIRROR_MIGRATE_TO_SYS, true, dmirror_cmd_migrate_to_sys },
+	{ HMM_DMIRROR_EXCLUSIVE, true, dmirror_cmd_exclusive },
+	{ HMM_DMIRROR_CHECK_EXCLUSIVE, true, dmirror_cmd_check_exclusive },
 	{ HMM_DMIRROR_RELEASE, false, dmirror_cmd_release },
 	{ HMM_DMIRROR_FLAGS, false, dmirror_cmd_flags },
 };
@@ -807,18 +1925,6 @@ static long dmirror_fops_ioctl(struct file *file, unsigned int command,
  * File operations
  */
 
-static void dmirror_free(struct dmirror *dmirror)
-{
-	unsigned int i;
-
-	for (i = 0; i < DMIRROR_IO_PAGES; i++)
-		if (dmirror->io_pages[i])
-			__free_page(dmirror->io_pages[i]);
-	xa_destroy(&dmirror->table);
-	mutex_destroy(&dmirror->lock);
-	kfree(dmirror);
-}
-
 static struct dmirror *dmirror_alloc(struct dmirror_device *device)
 {
 	struct dmirror *dmirror;
@@ -829,6 +1935,7 @@ static struct dmirror *dmirror_alloc(struct dmirror_device *device)
 		return NULL;
 
 	dmirror->device = device;
+	kref_init(&dmirror->refs);
 	mutex_init(&dmirror->lock);
 	xa_init_flags(&dmirror->table, XA_FLAGS_ACCOUNT);
 	for (i = 0; i < DMIRROR_IO_PAGES; i++) {
@@ -868,7 +1975,8 @@ static int dmirror_fops_release(struct inode *inode, struct file *file)
 	struct dmirror *dmirror = file->private_data;
 
 	mmu_interval_notifier_remove(&dmirror->notifier);
-	dmirror_free(dmirror);
+	dmirror_evict(dmirror);
+	kref_put(&dmirror->refs, dmirror_release);
 	return 0;
 }
 
@@ -907,6 +2015,38 @@ static struct class *dmirror_class;
 static unsigned int dmirror_ndevices;
 static int dmirror_major;
 
+static void __init dmirror_device_init(struct dmirror_device *device,
+				       unsigned long coherent_addr)
+{
+	device->coherent_addr = coherent_addr;
+	mutex_init(&device->chunks_lock);
+	INIT_LIST_HEAD(&device->chunks);
+	spin_lock_init(&device->lock);
+	INIT_LIST_HEAD(&device->free_blocks);
+	INIT_LIST_HEAD(&device->open_blocks);
+}
+
+/*
+ * All files are closed, but what they have left behind may be in use still. It
+ * comes back however long that takes: a chunk cannot go before.
+ */
+static void dmirror_device_fini(struct dmirror_device *device)
+{
+	struct dmirror_migration migration = { .alloc = dmirror_alloc_system };
+
+	if (list_empty(&device->chunks))
+		return;
+	dmirror_migration_init(&migration, GFP_KERNEL | __GFP_NOFAIL);
+	for (;;) {
+		dmirror_evict_pass(&migration, device);
+		dmirror_chunks_trim(device);
+		if (list_empty(&device->chunks))
+			break;
+		schedule_timeout_uninterruptible(1);
+	}
+	dmirror_migration_fini(&migration);
+}
+
 static int __init dmirror_device_create(unsigned int minor)
 {
 	struct device *dev;
@@ -926,6 +2066,108 @@ static void dmirror_devices_destroy(unsigned int ndevices)
 		device_unregister(dmirror_devices[ndevices].dev);
 }
 
+static void dmirror_devices_fini(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < DMIRROR_MAX_DEVICES; i++)
+		dmirror_device_fini(&dmirror_devices[i]);
+}
+
+/*
+ * Memory that nobody else uses, which the CPU can address. Whatever memremap
+ * would make a fuss about has to be found before.
+ */
+static const char __init *dmirror_coherent_objection(unsigned long addr)
+{
+	struct range range = mhp_get_pluggable_range(true);
+	unsigned long last;
+
+	if (!IS_ALIGNED(addr, PMD_SIZE) ||
+	    !IS_ALIGNED(addr, memremap_compat_align()))
+		return "is not aligned to what a PMD maps";
+	if (check_add_overflow(addr, DMIRROR_CHUNK_SIZE - 1, &last) ||
+	    addr < range.start || last > range.end)
+		return "is out of the range of addresses for memory";
+	if (region_intersects(addr, DMIRROR_CHUNK_SIZE, IORESOURCE_SYSTEM_RAM,
+			      IORES_DESC_NONE) != REGION_DISJOINT)
+		return "is in use as system memory";
+	return NULL;
+}
+
+/* Where there is no memory, nothing is kept. */
+static bool __init dmirror_keeps_data(unsigned long pfn)
+{
+	unsigned long *word = page_address(pfn_to_page(pfn));
+
+	WRITE_ONCE(word[0], 0x5aa5c33cUL);
+	WRITE_ONCE(word[1], ~0x5aa5c33cUL);
+	return READ_ONCE(word[0]) == 0x5aa5c33cUL &&
+	       READ_ONCE(word[1]) == ~0x5aa5c33cUL;
+}
+
+static const char __init *dmirror_coherent_add(struct dmirror_device *device)
+{
+	unsigned long pfn = PHYS_PFN(device->coherent_addr);
+	const char *objection;
+	int ret;
+
+	objection = dmirror_coherent_objection(device->coherent_addr);
+	if (objection)
+		return objection;
+
+	mutex_lock(&device->chunks_lock);
+	ret = dmirror_chunk_add(device);
+	mutex_unlock(&device->chunks_lock);
+	if (ret)
+		return ret == -EBUSY ? "is taken" : "can't be mapped";
+
+	if (!dmirror_keeps_data(pfn) ||
+	    !dmirror_keeps_data(pfn + DMIRROR_CHUNK_PAGES - 1))
+		return "is not there";
+	return NULL;
+}
+
+/* The coherent devices come together or not at all. */
+static bool __init dmirror_coherent_init(void)
+{
+	struct dmirror_device *device;
+	const char *objection;
+	unsigned int i;
+
+	if (!spm_addr_dev0 && !spm_addr_dev1)
+		return false;
+	if (!spm_addr_dev0 || !spm_addr_dev1) {
+		pr_warn("no coherent devices: they need both spm_addr_dev0 and spm_addr_dev1\n");
+		return false;
+	}
+
+	for (i = DMIRROR_PRIVATE_DEVICES; i < DMIRROR_MAX_DEVICES; i++) {
+		device = &dmirror_devices[i];
+		objection = dmirror_coherent_add(device);
+		if (objection) {
+			pr_warn("no coherent devices: memory of %lu MiB at %#lx %s\n",
+				DMIRROR_CHUNK_SIZE / SZ_1M,
+				device->coherent_addr, objection);
+			return false;
+		}
+	}
+	return true;
+}
+
+static unsigned int __init dmirror_devices_init(void)
+{
+	dmirror_device_init(&dmirror_devices[0], 0);
+	dmirror_device_init(&dmirror_devices[1], 0);
+	dmirror_device_init(&dmirror_devices[2], spm_addr_dev0);
+	dmirror_device_init(&dmirror_devices[3], spm_addr_dev1);
+
+	if (dmirror_coherent_init())
+		return DMIRROR_MAX_DEVICES;
+	dmirror_devices_fini();
+	return DMIRROR_PRIVATE_DEVICES;
+}
+
 static int __init dmirror_devices_create(void)
 {
 	unsigned int minor;
@@ -941,15 +2183,6 @@ static int __init dmirror_devices_create(void)
 	return 0;
 }
 
-static unsigned int __init dmirror_count_devices(void)
-{
-	if (spm_addr_dev0 && spm_addr_dev1)
-		return DMIRROR_MAX_DEVICES;
-	if (spm_addr_dev0 || spm_addr_dev1)
-		pr_warn("no coherent devices: they need both spm_addr_dev0 and spm_addr_dev1\n");
-	return DMIRROR_PRIVATE_DEVICES;
-}
-
 static int __init dmirror_init(void)
 {
 	int ret;
@@ -958,7 +2191,7 @@ static int __init dmirror_init(void)
 	if (IS_ERR(dmirror_class))
 		return PTR_ERR(dmirror_class);
 
-	dmirror_ndevices = dmirror_count_devices();
+	dmirror_ndevices = dmirror_devices_init();
 	dmirror_major = __register_chrdev(0, 0, dmirror_ndevices,
 					  DMIRROR_REGION_NAME, &dmirror_fops);
 	if (dmirror_major < 0) {
@@ -977,6 +2210,7 @@ err_chrdev:
 	__unregister_chrdev(dmirror_major, 0, dmirror_ndevices,
 			    DMIRROR_REGION_NAME);
 err_class:
+	dmirror_devices_fini();
 	class_destroy(dmirror_class);
 	return ret;
 }
@@ -986,6 +2220,7 @@ static void __exit dmirror_exit(void)
 	dmirror_devices_destroy(dmirror_ndevices);
 	__unregister_chrdev(dmirror_major, 0, dmirror_ndevices,
 			    DMIRROR_REGION_NAME);
+	dmirror_devices_fini();
 	class_destroy(dmirror_class);
 }
 

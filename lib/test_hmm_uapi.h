@@ -35,11 +35,19 @@ struct hmm_dmirror_cmd {
  * WRITE: the device writes data from @ptr to the range.
  * SNAPSHOT: looks at the range without faulting anything in, and stores one
  *	byte for each page at @ptr, see below.
- * RELEASE: the device drops what it holds of the address space. No range.
+ * RELEASE: the device drops what it holds of the address space, and the memory
+ *	that went to the device through this file comes back. No range.
  * FLAGS: replaces the flags of the open file by @npages. No range.
- * MIGRATE_TO_DEV, MIGRATE_TO_SYS: move the range to device memory and back.
- * EXCLUSIVE: the device gets the range for itself, for atomic access.
- * CHECK_EXCLUSIVE: does the device still have the range for itself?
+ * MIGRATE_TO_DEV: moves what can be moved of the range to the device's memory,
+ *	and stores the device's data at @ptr up to the first page that is not
+ *	there. If there is such a page it fails, with ENOENT unless memory has
+ *	run out.
+ * MIGRATE_TO_SYS: moves what is in the device's memory of the range back.
+ *	@cpages is how many pages moved.
+ * EXCLUSIVE: the device gets the range for itself, for atomic access, and stores
+ *	its data at @ptr. An access by anybody else takes a page back.
+ * CHECK_EXCLUSIVE: fails with EPERM if the device still has a page of the range
+ *	for itself.
  */
 #define HMM_DMIRROR_READ		_IOWR('H', 0x00, struct hmm_dmirror_cmd)
 #define HMM_DMIRROR_READ_UNLOCKED	_IOWR('H', 0x09, struct hmm_dmirror_cmd)
