@@ -66,6 +66,7 @@
  * folio lock
  * dmirror->lock	the table
  * device->lock		which pages of a device's memory are in use
+ * dmirror->inject_lock	what is to happen where
  *
  * in this order. The invalidate callback takes dmirror->lock, and reclaim calls
  * it. Under that lock nothing may wait for memory, touch user memory or take a
@@ -77,8 +78,10 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/bitmap.h>
+#include <linux/capability.h>
 #include <linux/device.h>
 #include <linux/err.h>
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/hmm.h>
@@ -103,9 +106,11 @@
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/uaccess.h>
+#include <linux/wait.h>
 #include <linux/xarray.h>
 
 #include "test_hmm_uapi.h"
+#include "../mm/tests/hmm_oracle.h"
 
 /* The name of the character device region is known to user space. */
 #define DMIRROR_REGION_NAME	"HMM_DMIRROR"
@@ -115,17 +120,19 @@
 
 /*
  * Bounds on what a command can make the kernel allocate or do at a time: the
- * range of a command, the outputs of a walk, the data in transit between the
- * device and the caller's buffer, and the pages that a file offers for mmap.
+ * range of a command, that of a raw fault, the outputs of a walk, the data in
+ * transit between the device and the caller's buffer, and the pages that a file
+ * offers for mmap.
  */
 #define DMIRROR_MAX_PAGES	(4UL << 20)
+#define DMIRROR_MAX_RAW_PAGES	(SZ_4G >> PAGE_SHIFT)
 #define DMIRROR_WALK_PAGES	512UL
 #define DMIRROR_BOUNCE_PAGES	(SZ_2M >> PAGE_SHIFT)
 #define DMIRROR_IO_PAGES	16UL
 
 /* The largest folio of device memory, and also a batch of a migration. */
 #define DMIRROR_BLOCK_ORDER	(PMD_SHIFT - PAGE_SHIFT)
-#define DMIRROR_BLOCK_PAGES	(1UL << DMIRROR_BLOCK_ORDER)
+#define DMIRROR_BLOCK_PAGES	BIT(DMIRROR_BLOCK_ORDER)
 
 /* A coherent device has one chunk. A private one takes more when it needs them. */
 #define DMIRROR_CHUNK_SIZE	max_t(unsigned long, SZ_256M, PMD_SIZE)
@@ -187,6 +194,24 @@ static struct dmirror_device dmirror_devices[DMIRROR_MAX_DEVICES];
 /* Bits of dmirror->flags */
 #define DMIRROR_FAIL_ALLOC	0
 
+enum dmirror_stat {
+	DMIRROR_INVALIDATIONS,
+	DMIRROR_WALKS,
+	DMIRROR_RETRIES,
+	DMIRROR_MISSES,
+	DMIRROR_PAGES_IN,
+	DMIRROR_PAGES_OUT,
+	DMIRROR_NR_STATS,
+};
+
+/* What is to happen at a point that the device passes. */
+struct dmirror_injection {
+	unsigned int action;
+	u64 skip;
+	u64 count;
+	bool waiting;		/* somebody is at the point; atomic */
+};
+
 struct dmirror {
 	struct dmirror_device *device;
 	struct kref refs;		/* the file's, and one a folio in use */
@@ -195,8 +220,18 @@ struct dmirror {
 	struct xarray table;
 	unsigned long flags;		/* changed by atomic operations */
 	atomic_long_t nr_pages;		/* of device memory */
+	atomic_long_t stats[DMIRROR_NR_STATS];
+	spinlock_t inject_lock;		/* protects the injections */
+	struct dmirror_injection injections[HMM_DMIRROR_NR_POINTS];
+	wait_queue_head_t inject_wait;	/* for the injections to change */
 	struct page *io_pages[DMIRROR_IO_PAGES];
 };
+
+static void dmirror_count(struct dmirror *dmirror, enum dmirror_stat stat,
+			  long n)
+{
+	atomic_long_add(n, &dmirror->stats[stat]);
+}
 
 static void dmirror_free(struct dmirror *dmirror)
 {
@@ -508,6 +543,7 @@ static bool dmirror_invalidate(struct mmu_interval_notifier *notifier,
 
 	/* First of all, so that a walk under way can't pass its check. */
 	mmu_interval_set_seq(notifier, cur_seq);
+	dmirror_count(dmirror, DMIRROR_INVALIDATIONS, 1);
 	dmirror_table_drop(dmirror, range->start >> PAGE_SHIFT,
 			   (range->end - 1) >> PAGE_SHIFT, may_sleep);
 
@@ -527,16 +563,28 @@ static const struct mmu_interval_notifier_ops dmirror_notifier_ops = {
  * struct dmirror_walk - a pass over a range of the mirrored address space
  * @dmirror: whose
  * @range: the batch that the walk is at, see dmirror_walk_next()
+ * @prepare: puts the requests into @range, for another try, too. NULL if all
+ *	pages have the same.
+ * @look: does what else has to be done while the mmap lock is held that HMM was
+ *	called with. NULL if there is nothing.
  * @use: does what has to be done with the outputs in @range. Called with
  *	dmirror->lock held, while the outputs are what the CPU has. Not called
  *	for a batch that HMM failed for.
+ * @timeout: jiffies for tries after the first invalidation, 0 for ever
+ * @tries: how many it took
  * @unlocked: let HMM take the mmap lock and do the retries
+ * @once: do not try again
  */
 struct dmirror_walk {
 	struct dmirror *dmirror;
 	struct hmm_range range;
+	void (*prepare)(struct dmirror_walk *walk);
+	void (*look)(struct dmirror_walk *walk);
 	int (*use)(struct dmirror_walk *walk);
+	unsigned long timeout;
+	unsigned long tries;
 	bool unlocked;
+	bool once;
 };
 
 /* The batch was invalidated on the way. Positive: it goes to no caller. */
@@ -558,6 +606,7 @@ static int dmirror_walk_init(struct dmirror_walk *walk, unsigned long start,
 	walk->range.dev_private_owner = dmirror->device;
 	walk->range.default_flags = requests;
 	walk->range.end = start;
+	walk->timeout = msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT);
 	return 0;
 }
 
@@ -585,8 +634,9 @@ static unsigned long dmirror_walk_npages(struct dmirror_walk *walk)
 	return (walk->range.end - walk->range.start) >> PAGE_SHIFT;
 }
 
-static int dmirror_walk_locked(struct hmm_range *range)
+static int dmirror_walk_locked(struct dmirror_walk *walk)
 {
+	struct hmm_range *range = &walk->range;
 	struct mm_struct *mm = range->notifier->mm;
 	int ret;
 
@@ -594,11 +644,13 @@ static int dmirror_walk_locked(struct hmm_range *range)
 	if (mmap_read_lock_killable(mm))
 		return -EINTR;
 	ret = hmm_range_fault(range);
+	if (!ret && walk->look)
+		walk->look(walk);
 	mmap_read_unlock(mm);
 	return ret == -EBUSY ? DMIRROR_INVALIDATED : ret;
 }
 
-static int dmirror_walk_once(struct dmirror_walk *walk, unsigned long timeout)
+static int dmirror_walk_once(struct dmirror_walk *walk)
 {
 	struct dmirror *dmirror = walk->dmirror;
 	int ret;
@@ -606,10 +658,15 @@ static int dmirror_walk_once(struct dmirror_walk *walk, unsigned long timeout)
 	if (fatal_signal_pending(current))
 		return -EINTR;
 
+	if (walk->prepare)
+		walk->prepare(walk);
+	dmirror_count(dmirror, walk->tries++ ? DMIRROR_RETRIES : DMIRROR_WALKS,
+		      1);
 	if (walk->unlocked)
-		ret = hmm_range_fault_unlocked_timeout(&walk->range, timeout);
+		ret = hmm_range_fault_unlocked_timeout(&walk->range,
+						       walk->timeout);
 	else
-		ret = dmirror_walk_locked(&walk->range);
+		ret = dmirror_walk_locked(walk);
 	if (ret)
 		return ret;
 
@@ -629,16 +686,17 @@ static int dmirror_walk_once(struct dmirror_walk *walk, unsigned long timeout)
  */
 static int dmirror_walk_retry(struct dmirror_walk *walk)
 {
-	unsigned long timeout = msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT);
 	unsigned long deadline;
 	int ret;
 
-	ret = dmirror_walk_once(walk, timeout);
-	deadline = jiffies + timeout;
+	walk->tries = 0;
+	ret = dmirror_walk_once(walk);
+	deadline = jiffies + walk->timeout;
 	while (ret == DMIRROR_INVALIDATED) {
-		if (time_after(jiffies, deadline))
+		if (walk->once ||
+		    (walk->timeout && time_after(jiffies, deadline)))
 			return -EBUSY;
-		ret = dmirror_walk_once(walk, timeout);
+		ret = dmirror_walk_once(walk);
 	}
 	return ret;
 }
@@ -788,6 +846,7 @@ static int dmirror_miss(struct dmirror_access *access, unsigned long start,
 	if (access->write)
 		requests |= HMM_PFN_REQ_WRITE;
 	access->cmd->faults++;
+	dmirror_count(access->dmirror, DMIRROR_MISSES, 1);
 	return dmirror_fault(access->dmirror, start, end, requests,
 			     access->unlocked);
 }
@@ -859,13 +918,12 @@ static int dmirror_transfer(struct dmirror_access *access, unsigned long npages,
 		done = dmirror_copy(access,
 				    access->bounce + (*moved << PAGE_SHIFT),
 				    addr >> PAGE_SHIFT, npages - *moved);
-		if (done > 0) {
+		if (done > 0)
 			*moved += done;
-		} else if (done < 0) {
+		else if (done < 0)
 			ret = done;
-		} else {
+		else
 			ret = dmirror_miss(access, addr, end);
-		}
 	}
 	return ret;
 }
@@ -990,6 +1048,71 @@ static int dmirror_snapshot_batch(struct dmirror_snapshot *snapshot,
 
 	cmd->cpages += npages;
 	return 0;
+}
+
+/*
+ * Injection
+ *
+ * A test can have something happen when a point is passed, as often as it says
+ * and after it was passed as often as it says.
+ */
+
+/* How long a test may take that somebody waits for. */
+#define DMIRROR_INJECT_PATIENCE	(60 * HZ)
+
+/* What happens now at @point? */
+static unsigned int dmirror_inject_take(struct dmirror *dmirror,
+					unsigned int point)
+{
+	struct dmirror_injection *injection = &dmirror->injections[point];
+	unsigned int action;
+
+	guard(spinlock)(&dmirror->inject_lock);
+
+	action = injection->action;
+	if (action && injection->skip) {
+		injection->skip--;
+		return HMM_DMIRROR_INJECT_NOTHING;
+	}
+	if (action && !--injection->count)
+		injection->action = HMM_DMIRROR_INJECT_NOTHING;
+	return action;
+}
+
+static bool dmirror_inject_is_waiting(struct dmirror *dmirror,
+				      unsigned int point)
+{
+	return READ_ONCE(dmirror->injections[point].waiting);
+}
+
+static void dmirror_inject_set_waiting(struct dmirror *dmirror,
+				       unsigned int point, bool waiting)
+{
+	WRITE_ONCE(dmirror->injections[point].waiting, waiting);
+	wake_up_all(&dmirror->inject_wait);
+}
+
+static void dmirror_inject_wait(struct dmirror *dmirror, unsigned int point)
+{
+	dmirror_inject_set_waiting(dmirror, point, true);
+	wait_event_killable_timeout(dmirror->inject_wait,
+				    !dmirror_inject_is_waiting(dmirror, point),
+				    DMIRROR_INJECT_PATIENCE);
+	dmirror_inject_set_waiting(dmirror, point, false);
+}
+
+/* Nobody is left who could resume. */
+static void dmirror_inject_nothing(struct dmirror *dmirror)
+{
+	guard(spinlock)(&dmirror->inject_lock);
+	memset(dmirror->injections, 0, sizeof(dmirror->injections));
+}
+
+/* A point where one can but wait. */
+static void dmirror_inject(struct dmirror *dmirror, unsigned int point)
+{
+	if (dmirror_inject_take(dmirror, point) == HMM_DMIRROR_INJECT_WAIT)
+		dmirror_inject_wait(dmirror, point);
 }
 
 /*
@@ -1167,13 +1290,18 @@ static void dmirror_move_all(struct dmirror_migration *migration)
 {
 	unsigned long i = 0;
 
+	if (migration->dmirror)
+		dmirror_inject(migration->dmirror, HMM_DMIRROR_POINT_COLLECTED);
 	while (i < migration->npages)
 		i += dmirror_move(migration, i);
+	if (migration->dmirror)
+		dmirror_inject(migration->dmirror, HMM_DMIRROR_POINT_COPIED);
 }
 
 /* How many pages the kernel has put in the place of others. */
 static unsigned long dmirror_count_moved(struct dmirror_migration *migration)
 {
+	bool in = migration->alloc == dmirror_alloc_device;
 	unsigned long i, moved = 0;
 
 	for (i = 0; i < migration->npages; i++) {
@@ -1183,6 +1311,11 @@ static unsigned long dmirror_count_moved(struct dmirror_migration *migration)
 		if (!(src & MIGRATE_PFN_MIGRATE) || !dst)
 			continue;
 		moved += dst & MIGRATE_PFN_COMPOUND ? DMIRROR_BLOCK_PAGES : 1;
+	}
+	if (migration->dmirror) {
+		dmirror_inject(migration->dmirror, HMM_DMIRROR_POINT_MIGRATED);
+		dmirror_count(migration->dmirror,
+			      in ? DMIRROR_PAGES_IN : DMIRROR_PAGES_OUT, moved);
 	}
 	return moved;
 }
@@ -1310,6 +1443,7 @@ static void dmirror_evict_block(struct dmirror_migration *migration,
 	migrate_device_pfns(args->src, migration->npages);
 	dmirror_move_all(migration);
 	migrate_device_pages(args->src, args->dst, migration->npages);
+	dmirror_count_moved(migration);
 	migrate_device_finalize(args->src, args->dst, migration->npages);
 	cond_resched();
 }
@@ -1685,16 +1819,408 @@ static bool dmirror_has_exclusive(struct dmirror *dmirror, unsigned long first,
 }
 
 /*
- * Commands
- *
- * Every command gets its argument in kernel memory, with the outputs zeroed and
- * the range checked if it has one.
+ * The test command
  */
 
 static unsigned long dmirror_cmd_end(const struct hmm_dmirror_cmd *cmd)
 {
 	return cmd->addr + (cmd->npages << PAGE_SHIFT);
 }
+
+/* Past this, no arithmetic on the range can overflow. */
+static int dmirror_check_args(const struct hmm_dmirror_cmd *cmd)
+{
+	unsigned long start, size, end;
+
+	if (!cmd->npages || !PAGE_ALIGNED(cmd->addr))
+		return -EINVAL;
+	if (check_add_overflow(cmd->addr, 0UL, &start) ||
+	    check_mul_overflow(cmd->npages, PAGE_SIZE, &size) ||
+	    check_add_overflow(start, size, &end))
+		return -EINVAL;
+	if (cmd->npages > DMIRROR_MAX_PAGES)
+		return -E2BIG;
+	return 0;
+}
+
+static_assert(HMM_DMIRROR_PFN_VALID == HMM_PFN_VALID);
+static_assert(HMM_DMIRROR_PFN_WRITE == HMM_PFN_WRITE);
+static_assert(HMM_DMIRROR_PFN_ERROR == HMM_PFN_ERROR);
+static_assert(HMM_DMIRROR_PFN_DMA_MAPPED == HMM_PFN_DMA_MAPPED);
+static_assert(HMM_DMIRROR_PFN_P2PDMA == HMM_PFN_P2PDMA);
+static_assert(HMM_DMIRROR_PFN_P2PDMA_BUS == HMM_PFN_P2PDMA_BUS);
+static_assert(HMM_DMIRROR_PFN_ORDER_SHIFT == HMM_PFN_ORDER_SHIFT);
+
+static unsigned long dmirror_jiffies(u64 ms)
+{
+	return msecs_to_jiffies(min_t(u64, ms, INT_MAX));
+}
+
+struct dmirror_raw_fault {
+	struct dmirror_walk walk;
+	unsigned long *requests;
+	size_t size;		/* of the requests, in bytes */
+};
+
+static void dmirror_raw_fault_prepare(struct dmirror_walk *walk)
+{
+	struct dmirror_raw_fault *fault = container_of(walk, struct dmirror_raw_fault,
+						       walk);
+
+	memcpy(walk->range.hmm_pfns, fault->requests, fault->size);
+}
+
+static int dmirror_raw_fault_use(struct dmirror_walk *walk)
+{
+	return 0;
+}
+
+/* Where a page is in memory is not for everybody to know. */
+static void dmirror_raw_fault_conceal(struct dmirror_raw_fault *fault)
+{
+	unsigned long *pfns = fault->walk.range.hmm_pfns;
+	size_t i;
+
+	if (capable(CAP_SYS_ADMIN))
+		return;
+	for (i = 0; i < fault->size / sizeof(*pfns); i++)
+		pfns[i] &= HMM_PFN_FLAGS;
+}
+
+static int dmirror_raw_fault(struct dmirror_raw_fault *fault,
+			     struct hmm_dmirror_test *test)
+{
+	struct dmirror *dmirror = fault->walk.dmirror;
+	atomic_long_t *invalidations = &dmirror->stats[DMIRROR_INVALIDATIONS];
+	unsigned long faults = current->maj_flt + current->min_flt;
+	long before = atomic_long_read(invalidations);
+	int ret;
+
+	ret = dmirror_walk(&fault->walk);
+
+	test->fault.tries = fault->walk.tries;
+	test->fault.faults = current->maj_flt + current->min_flt - faults;
+	test->fault.invalidations = atomic_long_read(invalidations) - before;
+	dmirror_raw_fault_conceal(fault);
+	if (copy_to_user(u64_to_user_ptr(test->fault.pfns),
+			 fault->walk.range.hmm_pfns, fault->size))
+		return -EFAULT;
+	return ret;
+}
+
+/* The array is there for a range that makes no sense, too, with an element. */
+static int dmirror_raw_fault_size(struct dmirror_raw_fault *fault,
+				  const struct hmm_dmirror_test *test)
+{
+	unsigned long npages = 1;
+
+	if (test->fault.end > test->fault.start)
+		npages = (test->fault.end - test->fault.start - 1) / PAGE_SIZE + 1;
+	if (npages > DMIRROR_MAX_RAW_PAGES)
+		return -E2BIG;
+	fault->size = npages * sizeof(*fault->requests);
+	return 0;
+}
+
+static int dmirror_test_fault(struct dmirror *dmirror,
+			      struct hmm_dmirror_test *test)
+{
+	struct dmirror_raw_fault fault = {
+		.walk.dmirror = dmirror,
+		.walk.range.notifier = &dmirror->notifier,
+		.walk.range.start = test->fault.start,
+		.walk.range.end = test->fault.end,
+		.walk.range.default_flags = test->fault.default_flags,
+		.walk.range.pfn_flags_mask = test->fault.pfn_flags_mask,
+		.walk.prepare = dmirror_raw_fault_prepare,
+		.walk.use = dmirror_raw_fault_use,
+		.walk.timeout = dmirror_jiffies(test->fault.timeout),
+		.walk.unlocked = test->flags & HMM_DMIRROR_FAULT_UNLOCKED,
+		.walk.once = test->flags & HMM_DMIRROR_FAULT_ONCE,
+	};
+	int ret;
+
+	if (test->flags & ~(HMM_DMIRROR_FAULT_UNLOCKED | HMM_DMIRROR_FAULT_ONCE |
+			    HMM_DMIRROR_FAULT_NO_OWNER))
+		return -EINVAL;
+	ret = dmirror_raw_fault_size(&fault, test);
+	if (ret)
+		return ret;
+
+	if (!(test->flags & HMM_DMIRROR_FAULT_NO_OWNER))
+		fault.walk.range.dev_private_owner = dmirror->device;
+	fault.requests = vmemdup_user(u64_to_user_ptr(test->fault.pfns), fault.size);
+	if (IS_ERR(fault.requests))
+		return PTR_ERR(fault.requests);
+	fault.walk.range.hmm_pfns = kvmemdup(fault.requests, fault.size,
+					     GFP_KERNEL_ACCOUNT);
+	ret = -ENOMEM;
+	if (fault.walk.range.hmm_pfns)
+		ret = dmirror_raw_fault(&fault, test);
+
+	kvfree(fault.walk.range.hmm_pfns);
+	kvfree(fault.requests);
+	return ret;
+}
+
+static u64 dmirror_device_bytes(struct dmirror_device *device)
+{
+	struct dmirror_chunk *chunk;
+	u64 npages = 0;
+
+	guard(mutex)(&device->chunks_lock);
+	guard(spinlock_irqsave)(&device->lock);
+	list_for_each_entry(chunk, &device->chunks, list)
+		npages += bitmap_weight(chunk->used, DMIRROR_CHUNK_PAGES);
+	return npages << PAGE_SHIFT;
+}
+
+static int dmirror_test_stats(struct dmirror *dmirror,
+			      struct hmm_dmirror_test *test)
+{
+	const atomic_long_t *stats = dmirror->stats;
+
+	if (test->flags)
+		return -EINVAL;
+	test->stats.invalidations = atomic_long_read(&stats[DMIRROR_INVALIDATIONS]);
+	test->stats.walks = atomic_long_read(&stats[DMIRROR_WALKS]);
+	test->stats.retries = atomic_long_read(&stats[DMIRROR_RETRIES]);
+	test->stats.misses = atomic_long_read(&stats[DMIRROR_MISSES]);
+	test->stats.pages_in = atomic_long_read(&stats[DMIRROR_PAGES_IN]);
+	test->stats.pages_out = atomic_long_read(&stats[DMIRROR_PAGES_OUT]);
+	test->stats.bytes = (u64)atomic_long_read(&dmirror->nr_pages) << PAGE_SHIFT;
+	test->stats.device_bytes = dmirror_device_bytes(dmirror->device);
+	return 0;
+}
+
+static int dmirror_test_inject(struct dmirror *dmirror,
+			       struct hmm_dmirror_test *test)
+{
+	unsigned int last = HMM_DMIRROR_INJECT_WAIT;
+	struct dmirror_injection *injection;
+
+	if (test->flags || test->inject.point >= HMM_DMIRROR_NR_POINTS)
+		return -EINVAL;
+	if (test->inject.point == HMM_DMIRROR_POINT_GATE)
+		last = HMM_DMIRROR_NR_INJECTIONS - 1;
+	if (test->inject.action > last || !test->inject.count)
+		return -EINVAL;
+
+	guard(spinlock)(&dmirror->inject_lock);
+	injection = &dmirror->injections[test->inject.point];
+	injection->action = test->inject.action;
+	injection->skip = test->inject.skip;
+	injection->count = test->inject.count;
+	return 0;
+}
+
+static int dmirror_test_await(struct dmirror *dmirror,
+			      struct hmm_dmirror_test *test)
+{
+	unsigned int point = test->await.point;
+	long ret;
+
+	if (test->flags || test->await.reserved || point >= HMM_DMIRROR_NR_POINTS)
+		return -EINVAL;
+	ret = wait_event_interruptible_timeout(dmirror->inject_wait,
+					       dmirror_inject_is_waiting(dmirror, point),
+					       dmirror_jiffies(test->await.timeout));
+	return ret ? min(ret, 0L) : -ETIMEDOUT;
+}
+
+static int dmirror_test_resume(struct dmirror *dmirror,
+			       struct hmm_dmirror_test *test)
+{
+	if (test->flags || test->resume.reserved ||
+	    test->resume.point >= HMM_DMIRROR_NR_POINTS)
+		return -EINVAL;
+	dmirror_inject_set_waiting(dmirror, test->resume.point, false);
+	return 0;
+}
+
+struct dmirror_check {
+	struct dmirror_walk walk;
+	struct hmm_dmirror_test *test;
+	struct hmm_oracle oracles[DMIRROR_WALK_PAGES];
+};
+
+static void dmirror_check_look(struct dmirror_walk *walk)
+{
+	struct dmirror_check *check = container_of(walk, struct dmirror_check,
+						   walk);
+	unsigned long addr = walk->range.start;
+	unsigned long i;
+
+	for (i = 0; i < dmirror_walk_npages(walk); i++, addr += PAGE_SIZE)
+		check->oracles[i] = hmm_oracle(walk->dmirror->notifier.mm, addr,
+					       walk->range.dev_private_owner);
+}
+
+static int dmirror_check_differs(struct dmirror_check *check, u64 wrong,
+				 unsigned long i, unsigned long found,
+				 unsigned long due)
+{
+	unsigned long mask = capable(CAP_SYS_ADMIN) ? ~0UL : HMM_PFN_FLAGS;
+
+	check->test->check.addr = check->walk.range.start + (i << PAGE_SHIFT);
+	check->test->check.wrong = wrong;
+	check->test->check.found = found & mask;
+	check->test->check.due = due & mask;
+	return -EUCLEAN;
+}
+
+/* An entry may allow less than the CPU's does. There need not be any. */
+static int dmirror_check_entry(struct dmirror_check *check, unsigned long i,
+			       void *entry)
+{
+	const struct hmm_oracle *oracle = &check->oracles[i];
+	unsigned long tag = xa_pointer_tag(entry), due = oracle->out;
+	struct page *page = xa_untag_pointer(entry);
+	unsigned long found;
+
+	if (!entry)
+		return 0;
+	found = HMM_PFN_VALID | page_to_pfn(page);
+	if (tag != DMIRROR_ENTRY_READ)
+		found |= HMM_PFN_WRITE;
+	if (tag == DMIRROR_ENTRY_EXCLUSIVE && page == oracle->exclusive)
+		return 0;
+	due &= ~HMM_PFN_FLAGS | found;
+	if (found == due && tag != DMIRROR_ENTRY_EXCLUSIVE)
+		return 0;
+	return dmirror_check_differs(check, HMM_DMIRROR_WRONG_TABLE, i, found,
+				     oracle->out);
+}
+
+static int dmirror_check_use(struct dmirror_walk *walk)
+{
+	struct dmirror_check *check = container_of(walk, struct dmirror_check,
+						   walk);
+	unsigned long index = walk->range.start >> PAGE_SHIFT;
+	const unsigned long *outputs = walk->range.hmm_pfns;
+	unsigned long i;
+	int ret;
+
+	for (i = 0; i < dmirror_walk_npages(walk); i++) {
+		if (outputs[i] != check->oracles[i].out)
+			return dmirror_check_differs(check, HMM_DMIRROR_WRONG_WALK,
+						     i, outputs[i],
+						     check->oracles[i].out);
+		ret = dmirror_check_entry(check, i,
+					  xa_load(&walk->dmirror->table, index + i));
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+static int dmirror_check_range(struct dmirror_check *check, unsigned long start,
+			       unsigned long end)
+{
+	int ret = 0;
+
+	check->walk.range.end = start;
+	while (!ret && dmirror_walk_next(&check->walk, end))
+		ret = dmirror_walk(&check->walk);
+	return ret;
+}
+
+static int dmirror_check_table(struct dmirror_check *check)
+{
+	struct xarray *table = &check->walk.dmirror->table;
+	unsigned long index = 0;
+	int ret = 0;
+
+	while (!ret && xa_find(table, &index, ULONG_MAX, XA_PRESENT)) {
+		ret = dmirror_check_range(check, index << PAGE_SHIFT,
+					  (index + 1) << PAGE_SHIFT);
+		index++;
+	}
+	return ret;
+}
+
+static int dmirror_test_check(struct dmirror *dmirror,
+			      struct hmm_dmirror_test *test)
+{
+	struct hmm_dmirror_cmd range = {
+		.addr = test->check.addr,
+		.npages = test->check.npages,
+	};
+	struct dmirror_check *check;
+	int ret;
+
+	if (test->flags)
+		return -EINVAL;
+	ret = range.npages ? dmirror_check_args(&range) : 0;
+	if (ret)
+		return ret;
+	check = kvzalloc_obj(*check, GFP_KERNEL_ACCOUNT);
+	if (!check)
+		return -ENOMEM;
+
+	check->test = test;
+	check->walk.dmirror = dmirror;
+	check->walk.look = dmirror_check_look;
+	check->walk.use = dmirror_check_use;
+	ret = dmirror_walk_init(&check->walk, 0, 0);
+	if (!ret)
+		ret = range.npages ? dmirror_check_range(check, range.addr,
+							 dmirror_cmd_end(&range)) :
+				     dmirror_check_table(check);
+	dmirror_walk_fini(&check->walk);
+	kvfree(check);
+	return ret;
+}
+
+static int dmirror_test_op(struct dmirror *dmirror,
+			   struct hmm_dmirror_test *test)
+{
+	if (test->reserved)
+		return -EINVAL;
+	switch (test->op) {
+	case HMM_DMIRROR_OP_FAULT:
+		return dmirror_test_fault(dmirror, test);
+	case HMM_DMIRROR_OP_STATS:
+		return dmirror_test_stats(dmirror, test);
+	case HMM_DMIRROR_OP_INJECT:
+		return dmirror_test_inject(dmirror, test);
+	case HMM_DMIRROR_OP_AWAIT:
+		return dmirror_test_await(dmirror, test);
+	case HMM_DMIRROR_OP_RESUME:
+		return dmirror_test_resume(dmirror, test);
+	case HMM_DMIRROR_OP_CHECK:
+		return dmirror_test_check(dmirror, test);
+	default:
+		return -EOPNOTSUPP;
+	}
+}
+
+static long dmirror_test(struct dmirror *dmirror, void __user *uarg)
+{
+	struct hmm_dmirror_test test;
+	u32 size;
+	int ret;
+
+	if (get_user(size, (u32 __user *)uarg))
+		return -EFAULT;
+	if (size < offsetof(struct hmm_dmirror_test, fault))
+		return -EINVAL;
+	ret = copy_struct_from_user(&test, sizeof(test), uarg, size);
+	if (ret)
+		return ret;
+
+	ret = dmirror_test_op(dmirror, &test);
+	if (copy_to_user(uarg, &test, min_t(size_t, size, sizeof(test))))
+		return -EFAULT;
+	return ret;
+}
+
+/*
+ * Commands
+ *
+ * Every command gets its argument in kernel memory, with the outputs zeroed and
+ * the range checked if it has one.
+ */
 
 static int dmirror_cmd_read(struct dmirror *dmirror,
 			    struct hmm_dmirror_cmd *cmd)
@@ -1875,22 +2401,6 @@ static const struct dmirror_ioctl *dmirror_find_ioctl(unsigned int command)
 	return NULL;
 }
 
-/* Past this, no arithmetic on the range can overflow. */
-static int dmirror_check_range(const struct hmm_dmirror_cmd *cmd)
-{
-	unsigned long start, size, end;
-
-	if (!cmd->npages || !PAGE_ALIGNED(cmd->addr))
-		return -EINVAL;
-	if (check_add_overflow(cmd->addr, 0UL, &start) ||
-	    check_mul_overflow(cmd->npages, PAGE_SIZE, &size) ||
-	    check_add_overflow(start, size, &end))
-		return -EINVAL;
-	if (cmd->npages > DMIRROR_MAX_PAGES)
-		return -E2BIG;
-	return 0;
-}
-
 /*
  * The outputs are handed back whether the command succeeds or not. A failed
  * command has done @cpages pages, too.
@@ -1904,6 +2414,8 @@ static long dmirror_fops_ioctl(struct file *file, unsigned int command,
 	struct hmm_dmirror_cmd cmd;
 	int ret = 0;
 
+	if (command == HMM_DMIRROR_TEST)
+		return dmirror_test(dmirror, uarg);
 	if (!ioctl)
 		return -ENOTTY;
 	if (copy_from_user(&cmd, uarg, sizeof(cmd)))
@@ -1912,7 +2424,7 @@ static long dmirror_fops_ioctl(struct file *file, unsigned int command,
 	cmd.cpages = 0;
 	cmd.faults = 0;
 	if (ioctl->has_range)
-		ret = dmirror_check_range(&cmd);
+		ret = dmirror_check_args(&cmd);
 	if (!ret)
 		ret = ioctl->fn(dmirror, &cmd);
 
@@ -1937,6 +2449,8 @@ static struct dmirror *dmirror_alloc(struct dmirror_device *device)
 	dmirror->device = device;
 	kref_init(&dmirror->refs);
 	mutex_init(&dmirror->lock);
+	spin_lock_init(&dmirror->inject_lock);
+	init_waitqueue_head(&dmirror->inject_wait);
 	xa_init_flags(&dmirror->table, XA_FLAGS_ACCOUNT);
 	for (i = 0; i < DMIRROR_IO_PAGES; i++) {
 		dmirror->io_pages[i] = alloc_page(GFP_KERNEL_ACCOUNT |
@@ -1975,26 +2489,91 @@ static int dmirror_fops_release(struct inode *inode, struct file *file)
 	struct dmirror *dmirror = file->private_data;
 
 	mmu_interval_notifier_remove(&dmirror->notifier);
+	dmirror_inject_nothing(dmirror);
 	dmirror_evict(dmirror);
 	kref_put(&dmirror->refs, dmirror_release);
 	return 0;
 }
 
 /*
+ * Who may not drop the lock gets what userfaultfd gives him. Whoever waits
+ * without it has to keep the file by himself.
+ */
+static vm_fault_t dmirror_gate_drop(struct vm_fault *vmf, bool wait)
+{
+	struct file *file;
+
+	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
+		return VM_FAULT_SIGBUS;
+	if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT)
+		return VM_FAULT_RETRY;
+
+	file = get_file(vmf->vma->vm_file);
+	release_fault_lock(vmf);
+	if (wait)
+		dmirror_inject_wait(file->private_data, HMM_DMIRROR_POINT_GATE);
+	fput(file);
+	return VM_FAULT_RETRY;
+}
+
+/* The meeting point of a test with a walk, which comes here to fault a page in. */
+static vm_fault_t dmirror_gate_fault(struct vm_fault *vmf)
+{
+	struct dmirror *dmirror = vmf->vma->vm_file->private_data;
+	unsigned long index = vmf->pgoff - PHYS_PFN(HMM_DMIRROR_GATE_OFFSET);
+
+	switch (dmirror_inject_take(dmirror, HMM_DMIRROR_POINT_GATE)) {
+	case HMM_DMIRROR_INJECT_WAIT:
+		dmirror_inject_wait(dmirror, HMM_DMIRROR_POINT_GATE);
+		break;
+	case HMM_DMIRROR_INJECT_DROP_AND_WAIT:
+		return dmirror_gate_drop(vmf, true);
+	case HMM_DMIRROR_INJECT_DROP:
+		return dmirror_gate_drop(vmf, false);
+	case HMM_DMIRROR_INJECT_INVALIDATE:
+		zap_vma_range(vmf->vma, vmf->vma->vm_start,
+			      vma_pages(vmf->vma) << PAGE_SHIFT);
+		break;
+	case HMM_DMIRROR_INJECT_SIGBUS:
+		return VM_FAULT_SIGBUS;
+	case HMM_DMIRROR_INJECT_OOM:
+		return VM_FAULT_OOM;
+	case HMM_DMIRROR_INJECT_HWPOISON:
+		return VM_FAULT_HWPOISON;
+	}
+
+	vmf->page = dmirror->io_pages[index];
+	get_page(vmf->page);
+	return 0;
+}
+
+static const struct vm_operations_struct dmirror_gate_ops = {
+	.fault = dmirror_gate_fault,
+};
+
+/*
  * A file has a few pages of its own to map, as a device has registers. They are
  * in place from the start: such a mapping, which holds struct pages that belong
- * to no file's cache, is a test case for HMM.
+ * to no file's cache, is a test case for HMM. At another offset, that of a gate,
+ * the same pages are faulted in.
  */
 static int dmirror_fops_mmap_prepare(struct vm_area_desc *desc)
 {
 	struct dmirror *dmirror = desc->file->private_data;
+	bool gate = desc->pgoff >= PHYS_PFN(HMM_DMIRROR_GATE_OFFSET);
+	pgoff_t first = desc->pgoff;
 
-	if (desc->pgoff >= DMIRROR_IO_PAGES ||
-	    vma_desc_pages(desc) > DMIRROR_IO_PAGES - desc->pgoff)
+	if (gate)
+		first -= PHYS_PFN(HMM_DMIRROR_GATE_OFFSET);
+	if (first >= DMIRROR_IO_PAGES ||
+	    vma_desc_pages(desc) > DMIRROR_IO_PAGES - first)
 		return -ENXIO;
 
-	mmap_action_map_kernel_pages_full(desc,
-					  dmirror->io_pages + desc->pgoff);
+	if (gate)
+		desc->vm_ops = &dmirror_gate_ops;
+	else
+		mmap_action_map_kernel_pages_full(desc,
+						  dmirror->io_pages + first);
 	return 0;
 }
 

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What HMM has to find, found in another way
+ *
+ * For tests to compare with. It takes one page at a time, goes down the page
+ * tables anew for each, and shares no code with the walker: present pages are
+ * looked up with folio_walk_start(), and the kinds of all other entries are
+ * tried one after the other.
+ */
+#include <linux/export.h>
+#include <linux/hmm.h>
+#include <linux/hugetlb.h>
+#include <linux/leafops.h>
+#include <linux/memremap.h>
+#include <linux/mm.h>
+#include <linux/pagewalk.h>
+#include <linux/secretmem.h>
+
+#include "hmm_oracle.h"
+
+static const struct hmm_oracle oracle_empty;
+static const struct hmm_oracle oracle_error = { .out = HMM_PFN_ERROR };
+
+static struct hmm_oracle oracle_valid(unsigned long pfn, bool write,
+				      unsigned long size)
+{
+	struct hmm_oracle oracle = { .out = HMM_PFN_VALID | pfn };
+	unsigned long order = ilog2(size) - PAGE_SHIFT;
+
+	if (write)
+		oracle.out |= HMM_PFN_WRITE;
+	oracle.out |= order << HMM_PFN_ORDER_SHIFT;
+	return oracle;
+}
+
+static unsigned long oracle_offset(unsigned long addr, unsigned long size)
+{
+	return (addr % size) >> PAGE_SHIFT;
+}
+
+static struct hmm_oracle oracle_present(struct folio_walk *fw,
+					struct vm_area_struct *vma,
+					unsigned long addr)
+{
+	bool hugetlb = is_vm_hugetlb_page(vma);
+
+	switch (fw->level) {
+	case FW_LEVEL_PTE:
+		if (pte_protnone(fw->pte))
+			return oracle_empty;
+		return oracle_valid(pte_pfn(fw->pte), pte_write(fw->pte),
+				    hugetlb ? vma_kernel_pagesize(vma) : PAGE_SIZE);
+	case FW_LEVEL_PMD:
+		if (pmd_protnone(fw->pmd))
+			return oracle_empty;
+		return oracle_valid(pmd_pfn(fw->pmd) + oracle_offset(addr, PMD_SIZE),
+				    pmd_write(fw->pmd),
+				    hugetlb ? vma_kernel_pagesize(vma) : PMD_SIZE);
+	case FW_LEVEL_PUD:
+		return oracle_valid(pud_pfn(fw->pud) + oracle_offset(addr, PUD_SIZE),
+				    pud_write(fw->pud), PUD_SIZE);
+	}
+	return oracle_error;
+}
+
+static struct hmm_oracle oracle_private(softleaf_t leaf, unsigned long addr,
+					unsigned long size, void *owner)
+{
+	struct page *page = softleaf_to_page(leaf);
+
+	if (!owner || page_pgmap(page)->owner != owner)
+		return oracle_empty;
+	return oracle_valid(page_to_pfn(page) + oracle_offset(addr, size),
+			    softleaf_is_device_private_write(leaf), size);
+}
+
+static struct hmm_oracle oracle_leaf(softleaf_t leaf, unsigned long addr,
+				     unsigned long size, void *owner)
+{
+	struct hmm_oracle oracle = oracle_empty;
+
+	if (softleaf_is_device_private(leaf))
+		return oracle_private(leaf, addr, size, owner);
+	if (softleaf_is_device_exclusive(leaf))
+		oracle.exclusive = softleaf_to_page(leaf);
+	else if (!softleaf_is_swap(leaf) && !softleaf_is_migration(leaf) &&
+		 !softleaf_is_uffd_wp_marker(leaf))
+		return oracle_error;
+	return oracle;
+}
+
+/* A present entry that gets here has no page that anybody may use. */
+static struct hmm_oracle oracle_pte(pte_t pte, unsigned long addr,
+				    unsigned long size, void *owner)
+{
+	if (pte_none(pte))
+		return oracle_empty;
+	if (pte_present(pte))
+		return oracle_error;
+	return oracle_leaf(softleaf_from_pte(pte), addr, size, owner);
+}
+
+static struct hmm_oracle oracle_hugetlb(struct vm_area_struct *vma,
+					unsigned long addr, void *owner)
+{
+	unsigned long size = vma_kernel_pagesize(vma);
+	struct hmm_oracle oracle = oracle_empty;
+	pte_t *ptep;
+
+	hugetlb_vma_lock_read(vma);
+	ptep = hugetlb_walk(vma, ALIGN_DOWN(addr, size), size);
+	if (ptep)
+		oracle = oracle_pte(huge_ptep_get(vma->vm_mm, addr, ptep), addr,
+				    size, owner);
+	hugetlb_vma_unlock_read(vma);
+	return oracle;
+}
+
+static struct hmm_oracle oracle_table(pmd_t *pmdp, unsigned long addr, void *owner)
+{
+	pte_t *ptep = pte_offset_map(pmdp, addr);
+	pte_t pte;
+
+	if (!ptep)
+		return oracle_empty;
+	pte = ptep_get(ptep);
+	pte_unmap(ptep);
+	return oracle_pte(pte, addr, PAGE_SIZE, owner);
+}
+
+static struct hmm_oracle oracle_pmd(pmd_t *pmdp, unsigned long addr, void *owner)
+{
+	pmd_t pmd = pmdp_get_lockless(pmdp);
+
+	if (pmd_none(pmd))
+		return oracle_empty;
+	if (!pmd_present(pmd))
+		return oracle_leaf(softleaf_from_pmd(pmd), addr, PMD_SIZE, owner);
+	if (pmd_leaf(pmd) || pmd_bad(pmd))
+		return oracle_error;
+	return oracle_table(pmdp, addr, owner);
+}
+
+static struct hmm_oracle oracle_absent(struct vm_area_struct *vma,
+				       unsigned long addr, void *owner)
+{
+	pgd_t *pgdp = pgd_offset(vma->vm_mm, addr);
+	p4d_t *p4dp;
+	pud_t *pudp;
+
+	if (is_vm_hugetlb_page(vma))
+		return oracle_hugetlb(vma, addr, owner);
+	if (pgd_none(pgdp_get(pgdp)))
+		return oracle_empty;
+	p4dp = p4d_offset(pgdp, addr);
+	if (p4d_none(p4dp_get(p4dp)))
+		return oracle_empty;
+	pudp = pud_offset(p4dp, addr);
+	if (pud_none(pudp_get(pudp)))
+		return oracle_empty;
+	if (pud_leaf(pudp_get(pudp)) || pud_bad(pudp_get(pudp)))
+		return oracle_error;
+	return oracle_pmd(pmd_offset(pudp, addr), addr, owner);
+}
+
+static bool oracle_no_device(struct vm_area_struct *vma)
+{
+	if (!vma)
+		return true;
+	if (vma->vm_flags & VM_IO || vma->vm_flags & VM_PFNMAP)
+		return true;
+	if (!(vma->vm_flags & VM_READ))
+		return true;
+	return vma_is_secretmem(vma);
+}
+
+/**
+ * hmm_oracle() - look up a page without HMM
+ * @mm: address space
+ * @addr: of the page
+ * @owner: whose device-private memory counts as valid, NULL for nobody's
+ *
+ * Context: The mmap lock of @mm is held. What is found holds as long as nothing
+ *	changes the entry: that is for the caller to see to, with a notifier.
+ * Return: what a walk that requests nothing has to find.
+ */
+struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
+			     void *owner)
+{
+	struct vm_area_struct *vma;
+	struct hmm_oracle oracle;
+	struct folio_walk fw;
+
+	mmap_assert_locked(mm);
+
+	vma = vma_lookup(mm, addr);
+	if (oracle_no_device(vma))
+		return oracle_error;
+	if (!folio_walk_start(&fw, vma, addr, FW_ZEROPAGE))
+		return oracle_absent(vma, addr, owner);
+	oracle = oracle_present(&fw, vma, addr);
+	folio_walk_end(&fw, vma);
+	return oracle;
+}
+EXPORT_SYMBOL_FOR_MODULES(hmm_oracle, "test_hmm,hmm_kunit");

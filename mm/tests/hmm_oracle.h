@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef _MM_TESTS_HMM_ORACLE_H
+#define _MM_TESTS_HMM_ORACLE_H
+
+struct mm_struct;
+struct page;
+
+/**
+ * struct hmm_oracle - what a device may know of a page
+ * @out: what HMM has to store for it if nothing is requested, without sticky
+ *	bits
+ * @exclusive: the page, if some device has it for itself
+ */
+struct hmm_oracle {
+	unsigned long out;
+	struct page *exclusive;
+};
+
+struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
+			     void *owner);
+
+#endif
