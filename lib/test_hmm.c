@@ -772,6 +772,8 @@ static int dmirror_fault_use(struct dmirror_walk *walk)
 
 	xas_set(xas, walk->range.start >> PAGE_SHIFT);
 	xas_lock(xas);
+	/* Without it, going on to the next would stay where it is, once. */
+	xas_load(xas);
 	for (i = 0; i < dmirror_walk_npages(walk); i++) {
 		if (!fault->local_only || dmirror_is_local_output(walk, outputs[i]))
 			xas_store(xas, dmirror_entry(outputs[i]));
