@@ -13,9 +13,12 @@
 #include <kunit/resource.h>
 #include <kunit/test.h>
 #include <linux/anon_inodes.h>
+#include <linux/delay.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/hmm.h>
+#include <linux/huge_mm.h>
+#include <linux/jiffies.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
 #include <linux/sched/mm.h>
@@ -52,6 +55,7 @@ struct hmm_call {
  * @file: what is mapped by hmm_map_handler()
  * @handle: decides a fault; NULL maps a new page
  * @faults: how often each page was faulted, in a mapping with a handler
+ * @until: when handlers that fight the walk are to stop, in jiffies
  */
 struct hmm_fixture {
 	struct kunit *test;
@@ -67,6 +71,7 @@ struct hmm_fixture {
 	vm_fault_t (*handle)(struct hmm_fixture *t, struct vm_fault *vmf,
 			     unsigned long page);
 	unsigned int faults[HMM_PAGES];
+	unsigned long until;
 };
 
 /* The two calls */
@@ -82,9 +87,22 @@ static int hmm_call_locked(struct hmm_range *range)
 	return ret;
 }
 
+/* The call gives back the lock and the user of the mm that it takes. */
+static int hmm_call_timeout(struct hmm_range *range, unsigned long timeout)
+{
+	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
+	int ret, users = atomic_read(&t->mm->mm_users);
+
+	ret = hmm_range_fault_unlocked_timeout(range, timeout);
+
+	KUNIT_EXPECT_EQ(t->test, atomic_read(&t->mm->mm_users), users);
+	KUNIT_EXPECT_FALSE(t->test, rwsem_is_locked(&t->mm->mmap_lock));
+	return ret;
+}
+
 static int hmm_call_unlocked(struct hmm_range *range)
 {
-	return hmm_range_fault_unlocked_timeout(range, 0);
+	return hmm_call_timeout(range, 0);
 }
 
 enum { HMM_CALL_LOCKED, HMM_CALL_UNLOCKED };
@@ -511,6 +529,65 @@ static void hmm_test_one_fault_a_page(struct kunit *test)
 		KUNIT_ASSERT_EQ(test, t->faults[i], i % 3 ? 1 : 0);
 }
 
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+/* Huge pages */
+
+#define HMM_HUGE	(HMM_PFN_VALID | HMM_PFN_WRITE |		\
+			 (unsigned long)PMD_ORDER << HMM_PFN_ORDER_SHIFT)
+
+/* Map memory that gets huge pages. Return: the first page of one. */
+static unsigned long hmm_map_huge(struct hmm_fixture *t)
+{
+	struct vm_area_struct *vma;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	KUNIT_ASSERT_GE(t->test, HMM_SIZE, 2 * PMD_SIZE - PAGE_SIZE);
+	mmap_write_lock(t->mm);
+	vma = find_vma(t->mm, t->start);
+	vm_flags_set(vma, VM_HUGEPAGE);
+	mmap_write_unlock(t->mm);
+	return (ALIGN(t->start, PMD_SIZE) - t->start) >> PAGE_SHIFT;
+}
+
+/* All of @n outputs are of one huge page, which maps page @page first. */
+static void hmm_expect_huge(struct hmm_fixture *t, unsigned long page, unsigned long n)
+{
+	unsigned long i;
+
+	hmm_expect_flags(t, 0, n, HMM_HUGE);
+	for (i = 0; i < n; i++)
+		KUNIT_ASSERT_PTR_EQ(t->test, hmm_pfn_to_page(t->pfns[i]),
+				    hmm_cpu_page(t, page + i));
+}
+
+/* The one page that is to be written is not the first of the huge zero page. */
+static void hmm_test_huge_request_inside(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long page = hmm_map_huge(t);
+
+	hmm_touch(t, page, 1, false);
+	hmm_ask(t, page, HPAGE_PMD_NR);
+	t->pfns[7] = HMM_WRITE;
+	t->range.pfn_flags_mask = HMM_WRITE;
+	KUNIT_ASSERT_EQ(test, hmm_answer_retry(t), 0);
+	hmm_expect_huge(t, page, HPAGE_PMD_NR);
+}
+
+/* Page 107 brings a huge page, which maps those before it in the range, too. */
+static void hmm_test_huge_fault_inside(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long page = hmm_map_huge(t);
+
+	hmm_ask(t, page + 100, 300);
+	t->pfns[7] = HMM_WRITE;
+	t->range.pfn_flags_mask = HMM_WRITE;
+	KUNIT_ASSERT_EQ(test, hmm_answer_retry(t), 0);
+	hmm_expect_huge(t, page + 100, 300);
+}
+#endif /* CONFIG_TRANSPARENT_HUGEPAGE */
+
 /* Errors */
 
 static void hmm_test_read_only_vma(struct kunit *test)
@@ -619,10 +696,13 @@ static void hmm_test_fault_errors(struct kunit *test)
 	hmm_expect_fault_error(t, -ENOMEM);
 }
 
+/* Refused before anything else is done: the sequence is stale, too. */
 static void hmm_expect_refused(struct hmm_fixture *t)
 {
 	t->pfns[0] = HMM_UNTOUCHED;
-	KUNIT_EXPECT_EQ(t->test, hmm_answer(t), -EINVAL);
+	t->range.pfn_flags_mask = HMM_WRITE;
+	t->range.notifier_seq = mmu_interval_read_begin(&t->notifier) - 1;
+	KUNIT_EXPECT_EQ(t->test, t->call->fault(&t->range), -EINVAL);
 	KUNIT_EXPECT_EQ(t->test, t->pfns[0], HMM_UNTOUCHED);
 	hmm_ask(t, 0, HMM_PAGES);
 }
@@ -741,19 +821,25 @@ static void hmm_test_stale_sequence(struct kunit *test)
 	hmm_expect_flags(t, 1023, 1, HMM_PFN_ERROR);
 }
 
-/* The first fault of page 600 takes pages 0 to 9 away. */
+/*
+ * The first fault of page 600 takes others away, far from it and just before
+ * it. A driver that has mapped page 5 for DMA would then undo that.
+ */
 static vm_fault_t hmm_handle_zap(struct hmm_fixture *t, struct vm_fault *vmf,
 				 unsigned long page)
 {
-	if (page == 600 && t->faults[600] == 1)
+	if (page == 600 && t->faults[600] == 1) {
 		hmm_zap(t, 0, 10);
+		hmm_zap(t, 590, 10);
+		t->pfns[5] &= ~HMM_STICKY;
+	}
 	return hmm_handler_map(vmf);
 }
 
 /*
- * Pages 0 to 9 were stored as present, then invalidated. Of those only page 5
- * was requested: when the walk begins again, the outputs of the others must
- * not be taken for requests.
+ * Pages were stored as present, then invalidated. Of those only page 5 was
+ * requested: whether the walk goes on or begins again, the outputs of the
+ * others must not be taken for requests.
  */
 static void hmm_test_restart_keeps_requests(struct kunit *test)
 {
@@ -763,16 +849,21 @@ static void hmm_test_restart_keeps_requests(struct kunit *test)
 
 	hmm_map_handler(t);
 	hmm_touch(t, 0, 10, true);
+	hmm_touch(t, 590, 10, true);
 	memset(t->faults, 0, sizeof(t->faults));
 	t->handle = hmm_handle_zap;
 	hmm_ask(t, 0, HMM_PAGES);
-	t->pfns[5] = HMM_READ;
-	t->pfns[600] = HMM_READ;
+	memset_l(t->pfns, HMM_STICKY, HMM_PAGES);
+	t->pfns[5] |= HMM_READ;
+	t->pfns[600] |= HMM_READ;
 	t->range.pfn_flags_mask = HMM_WRITE;
 	ret = hmm_answer(t);
 
+	for (i = 0; i < HMM_PAGES; i++)
+		KUNIT_ASSERT_EQ(test, t->pfns[i] & HMM_STICKY, i == 5 ? 0 : HMM_STICKY);
 	if (t->call->locked) {
 		KUNIT_EXPECT_EQ(test, ret, -EBUSY);
+		KUNIT_EXPECT_EQ(test, t->faults[599], 0);
 		return;
 	}
 	KUNIT_ASSERT_EQ(test, ret, 0);
@@ -786,9 +877,14 @@ static void hmm_test_restart_keeps_requests(struct kunit *test)
 static vm_fault_t hmm_handle_unlock(struct hmm_fixture *t, struct vm_fault *vmf,
 				    unsigned long page)
 {
+	bool may_drop = vmf->flags & FAULT_FLAG_ALLOW_RETRY;
+	bool tried = vmf->flags & FAULT_FLAG_TRIED;
+
+	KUNIT_EXPECT_EQ(t->test, may_drop, !t->call->locked);
+	KUNIT_EXPECT_EQ(t->test, tried, t->faults[page] > 1);
 	if (t->faults[page] > 1)
 		return hmm_handler_map(vmf);
-	if (!(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
+	if (!may_drop || t->call->locked)
 		return VM_FAULT_SIGBUS;
 	mmap_read_unlock(vmf->vma->vm_mm);
 	return VM_FAULT_RETRY;
@@ -839,6 +935,65 @@ static void hmm_test_repeated_invalidation(struct kunit *test)
 	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
 	KUNIT_EXPECT_FALSE(test, mmu_interval_read_retry(&t->notifier, t->range.notifier_seq));
 	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), HMM_PAGES);
+}
+
+/* Pages 0 and 1 take each other away, for as long as t->until. */
+static vm_fault_t hmm_handle_storm(struct hmm_fixture *t, struct vm_fault *vmf,
+				   unsigned long page)
+{
+	if (time_before(jiffies, t->until))
+		hmm_zap(t, !page, 1);
+	return hmm_handler_map(vmf);
+}
+
+/* The timeout ends a call that never gets anywhere. */
+static void hmm_test_timeout(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_storm;
+	t->until = jiffies + 20 * HZ;
+	hmm_ask(t, 0, 2);
+	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, 1), -EBUSY);
+	KUNIT_EXPECT_TRUE(test, time_before(jiffies, t->until));
+}
+
+/* The first fault of page 9 takes page 0 away, and all are slow. */
+static vm_fault_t hmm_handle_slowly(struct hmm_fixture *t, struct vm_fault *vmf,
+				    unsigned long page)
+{
+	if (page == 9 && t->faults[9] == 1)
+		hmm_zap(t, 0, 1);
+	msleep(100);
+	return hmm_handler_map(vmf);
+}
+
+/* The time that faults take is not the time that invalidations cost. */
+static void hmm_test_slow_faults(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_slowly;
+	hmm_ask(t, 0, 10);
+	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, HZ / 2), 0);
+	KUNIT_EXPECT_EQ(test, t->faults[0], 2);
+}
+
+/* The OOM killer has reaped the memory: what is missing may be lost data. */
+static void hmm_test_reaped_mm(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_ask(t, 0, HMM_PAGES);
+	mm_flags_set(MMF_UNSTABLE, t->mm);
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, 0), -EFAULT);
+	mm_flags_clear(MMF_UNSTABLE, t->mm);
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, 0), 0);
 }
 
 /* Nobody runs the process any more. The locked call's caller holds a user. */
@@ -910,6 +1065,13 @@ static struct kunit_case hmm_test_cases[] = {
 	HMM_CASE(restart_keeps_requests),
 	HMM_CASE(dropped_lock),
 	HMM_CASE(repeated_invalidation),
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+	HMM_CASE(huge_request_inside),
+	HMM_CASE(huge_fault_inside),
+#endif
+	KUNIT_CASE_SLOW(hmm_test_timeout),
+	KUNIT_CASE_SLOW(hmm_test_slow_faults),
+	KUNIT_CASE(hmm_test_reaped_mm),
 	KUNIT_CASE(hmm_test_dead_mm),
 	{}
 };
