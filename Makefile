@@ -18,12 +18,12 @@
 #: MIRROR=uri      the Debian archive to fetch that from
 #: DEPS=skip       install no packages on this host
 #: JOBS=n          run n compilers at a time (one a CPU)
-#: LOCKDEP=1       a kernel that proves its locking; slow
+#: DEBUG=1         a kernel that checks its memory and its locking; slow
 #: TIMEOUT=s       end what runs longer than this in the virtual machine
 #: V=1             show all that long steps print
 
 # Variables reach the scripts as they were given, quotes, dollars and all.
-$(foreach v,BASE BUILD CMD DEPS FILES JOBS LOCKDEP MIRROR OVERLAY TIMEOUT TREE V, \
+$(foreach v,BASE BUILD CMD DEBUG DEPS FILES JOBS MIRROR OVERLAY TIMEOUT TREE V, \
 	$(if $(filter-out undefined,$(origin $v)), \
 		$(eval override export $v := $$(value $v))))
 

@@ -15,13 +15,17 @@ LOGS=$BUILD/logs
 SERIES=7.3
 JOBS=${JOBS:-$(nproc)}
 
+# The kernel that checks itself has folders of its own beside the other's.
+DEBUG=${DEBUG:-}
+IMAGE=$BUILD/vm${DEBUG:+_debug}
+
 # The folders of the project that are part of the kernel patch. Fewer of them
 # make a tree to compare with: OVERLAY="include mm" keeps the base tree's own
 # test module, and OVERLAY= its own everything.
 WHOLE_OVERLAY="include lib mm tools Documentation"
 OVERLAY=${OVERLAY-$WHOLE_OVERLAY}
 
-export BUILD OVERLAY V=${V:-}
+export BUILD IMAGE OVERLAY DEBUG V=${V:-}
 export LC_ALL=C.UTF-8
 
 # The kernel's make is to know nothing of the make that called, or of settings
