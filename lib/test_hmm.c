@@ -1135,6 +1135,8 @@ static void dmirror_inject(struct dmirror *dmirror, unsigned int point)
  * @alloc: gets a locked folio for the page at @addr
  * @npages: how many entries @args.src and @args.dst have
  * @error: why some page did not move, if for a reason of the device's
+ * @may_split: one entry maps each large folio, see dmirror_move_pieces()
+ * @too_large: a large folio was left where it is
  */
 struct dmirror_migration {
 	struct migrate_vma args;
@@ -1143,6 +1145,8 @@ struct dmirror_migration {
 			      unsigned long addr, unsigned int order);
 	unsigned long npages;
 	int error;
+	bool may_split;
+	bool too_large;
 };
 
 static int dmirror_migration_init(struct dmirror_migration *migration,
@@ -1242,7 +1246,9 @@ static int dmirror_move_folio(struct dmirror_migration *migration,
 
 /*
  * A large folio that cannot be moved in one piece is moved by the page, all of
- * it or none: the kernel splits it only if there is a new page for each.
+ * it or none: the kernel splits it only if there is a new page for each. It
+ * splits the entry in the VMA that the migration is for and no other, so there
+ * must not be another.
  */
 static int dmirror_move_pieces(struct dmirror_migration *migration,
 			       unsigned long i, struct page *from)
@@ -1250,10 +1256,6 @@ static int dmirror_move_pieces(struct dmirror_migration *migration,
 	unsigned long *dst = &migration->args.dst[i];
 	unsigned long j;
 	int ret = 0;
-
-	/* Without a VMA it can't be split. */
-	if (!migration->args.vma)
-		return -ENOMEM;
 
 	for (j = 0; !ret && j < DMIRROR_BLOCK_PAGES; j++)
 		ret = dmirror_move_folio(migration, i + j, 0,
@@ -1282,8 +1284,9 @@ static unsigned long dmirror_move(struct dmirror_migration *migration,
 	}
 
 	ret = dmirror_move_folio(migration, i, DMIRROR_BLOCK_ORDER, from);
-	if (ret == -ENOMEM)
+	if (ret == -ENOMEM && migration->may_split)
 		ret = dmirror_move_pieces(migration, i, from);
+	migration->too_large |= ret == -ENOMEM;
 	migration->error = ret ?: migration->error;
 	return DMIRROR_BLOCK_PAGES;
 }
@@ -1322,11 +1325,7 @@ static unsigned long dmirror_count_moved(struct dmirror_migration *migration)
 	return moved;
 }
 
-/*
- * Moves what it can of @migration->args, and tells how many pages that were.
- * The mmap lock is held.
- */
-static long dmirror_migrate_vma(struct dmirror_migration *migration)
+static long dmirror_migrate_once(struct dmirror_migration *migration)
 {
 	struct migrate_vma *args = &migration->args;
 	long moved;
@@ -1343,6 +1342,31 @@ static long dmirror_migrate_vma(struct dmirror_migration *migration)
 	moved = dmirror_count_moved(migration);
 	migrate_vma_finalize(args);
 	return moved;
+}
+
+/*
+ * Moves what it can of @migration->args, and tells how many pages that were.
+ * What is too large to move is split first by another try that asks for single
+ * pages. The mmap lock is held.
+ */
+static long dmirror_migrate_vma(struct dmirror_migration *migration)
+{
+	struct migrate_vma *args = &migration->args;
+	unsigned long flags = args->flags, end = args->end;
+	long moved, more;
+
+	migration->too_large = false;
+	moved = dmirror_migrate_once(migration);
+	args->end = end;
+	if (moved < 0 || !migration->too_large || args->fault_page)
+		return moved;
+
+	migration->error = 0;
+	args->flags &= ~MIGRATE_VMA_SELECT_COMPOUND;
+	more = dmirror_migrate_once(migration);
+	args->flags = flags;
+	args->end = end;
+	return more < 0 ? more : moved + more;
 }
 
 /* Selects what is in @device's memory. */
@@ -1383,6 +1407,7 @@ static vm_fault_t dmirror_migrate_to_ram(struct vm_fault *vmf)
 		.args.fault_page = vmf->page,
 		.dmirror = dmirror,
 		.alloc = dmirror_alloc_system,
+		.may_split = folio_mapcount(folio) == 1,
 	};
 	long moved;
 
@@ -1394,7 +1419,10 @@ static vm_fault_t dmirror_migrate_to_ram(struct vm_fault *vmf)
 
 	if (moved < 0)
 		return VM_FAULT_SIGBUS;
-	/* If the page was just in use elsewhere the CPU tries again. */
+	/*
+	 * If the page was just in use elsewhere the CPU tries again. A large one
+	 * that others have mapped, too, has to wait for memory.
+	 */
 	return moved || !migration.error ? 0 : vmf_error(migration.error);
 }
 
@@ -1678,12 +1706,8 @@ static long dmirror_migrate_batch(struct dmirror_migration *migration,
 	if (mmap_read_lock_killable(mm))
 		return -EINTR;
 	ret = dmirror_batch_next(migration, start, end);
-	if (!ret) {
-		/* Setting up a migration may cut its end. */
-		end = migration->args.end;
+	if (!ret)
 		ret = dmirror_migrate_vma(migration);
-		migration->args.end = end;
-	}
 	mmap_read_unlock(mm);
 	return ret;
 }
