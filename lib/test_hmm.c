@@ -1133,6 +1133,7 @@ static void dmirror_inject(struct dmirror *dmirror, unsigned int point)
  *	it is mapped.
  * @dmirror: for whom, or whose memory it is; NULL if that differs by page
  * @alloc: gets a locked folio for the page at @addr
+ * @gfp: how hard @alloc has to try, besides what it does anyway
  * @npages: how many entries @args.src and @args.dst have
  * @error: why some page did not move, if for a reason of the device's
  * @may_split: one entry maps each large folio, see dmirror_move_pieces()
@@ -1143,6 +1144,7 @@ struct dmirror_migration {
 	struct dmirror *dmirror;
 	struct page *(*alloc)(struct dmirror_migration *migration,
 			      unsigned long addr, unsigned int order);
+	gfp_t gfp;
 	unsigned long npages;
 	int error;
 	bool may_split;
@@ -1184,7 +1186,7 @@ static struct page *dmirror_alloc_device(struct dmirror_migration *migration,
 static struct page *dmirror_alloc_system(struct dmirror_migration *migration,
 					 unsigned long addr, unsigned int order)
 {
-	gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
+	gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN | migration->gfp;
 	struct folio *folio;
 
 	if (dmirror_fails_alloc(migration->dmirror, order))
@@ -1267,6 +1269,25 @@ static int dmirror_move_pieces(struct dmirror_migration *migration,
 	return ret;
 }
 
+/*
+ * A large folio goes in one piece if possible. If not, it is left for another
+ * pass to split, but on a fault, where it can't be, it has to go in pieces, or in
+ * one piece all the same.
+ */
+static int dmirror_move_large(struct dmirror_migration *migration,
+			      unsigned long i, struct page *from)
+{
+	int ret;
+
+	ret = dmirror_move_folio(migration, i, DMIRROR_BLOCK_ORDER, from);
+	if (ret != -ENOMEM || !migration->args.fault_page)
+		return ret;
+	if (migration->may_split)
+		return dmirror_move_pieces(migration, i, from);
+	migration->gfp = __GFP_RETRY_MAYFAIL;
+	return dmirror_move_folio(migration, i, DMIRROR_BLOCK_ORDER, from);
+}
+
 /* Provides for what is to be moved from page @i on, and tells how many pages that is. */
 static unsigned long dmirror_move(struct dmirror_migration *migration,
 				  unsigned long i)
@@ -1283,9 +1304,7 @@ static unsigned long dmirror_move(struct dmirror_migration *migration,
 		return 1;
 	}
 
-	ret = dmirror_move_folio(migration, i, DMIRROR_BLOCK_ORDER, from);
-	if (ret == -ENOMEM && migration->may_split)
-		ret = dmirror_move_pieces(migration, i, from);
+	ret = dmirror_move_large(migration, i, from);
 	migration->too_large |= ret == -ENOMEM;
 	migration->error = ret ?: migration->error;
 	return DMIRROR_BLOCK_PAGES;
