@@ -19,6 +19,7 @@
 #include "kselftest_harness.h"
 
 #include <asm-generic/mman.h> /* the tools' version: libc's may be older */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <mntent.h>
@@ -32,8 +33,10 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 #include <linux/magic.h>
@@ -44,6 +47,7 @@
 #include "vm_util.h"
 
 #include <lib/test_hmm_uapi.h>
+#include <mm/gup_test.h>
 
 /* Bits of a pagemap entry: is anything there? */
 #define POPULATED (PM_PRESENT | PM_SWAP)
@@ -85,10 +89,10 @@ static const struct backing shmem = { .kind = SHMEM, .share = MAP_SHARED };
 
 /*
  * The process's side of the device: what it read, what it is to write, or the
- * bytes of a snapshot; and its last answer.
+ * bytes of a snapshot; and its last answer. Each thread has its own.
  */
-static char *mirror;
-static struct hmm_dmirror_cmd answer;
+static __thread char *mirror;
+static __thread struct hmm_dmirror_cmd answer;
 
 /*
  * A gigantic page takes seconds to clear, so all tests have the same one: it
@@ -194,15 +198,21 @@ static void cpu_touches(void *addr, size_t npages)
 	force_read_pages(addr, npages, psize());
 }
 
-static bool file_holds(int file, void *addr, size_t npages, enum writer who)
+static bool file_holds_at(int file, off_t offset, void *addr, size_t npages,
+			  enum writer who)
 {
 	size_t size = npages * psize();
 	char *buf = malloc(size);
-	bool good = buf && pread(file, buf, size, 0) == (ssize_t)size &&
+	bool good = buf && pread(file, buf, size, offset) == (ssize_t)size &&
 		    holds(buf, addr, npages, who);
 
 	free(buf);
 	return good;
+}
+
+static bool file_holds(int file, void *addr, size_t npages, enum writer who)
+{
+	return file_holds_at(file, 0, addr, npages, who);
 }
 
 /*
@@ -223,6 +233,19 @@ static size_t count_entries(int pagemap, void *addr, size_t npages, __u64 bits)
 	return n;
 }
 
+/*
+ * Each CPU puts pages aside for a while before reclaim can find them, and each
+ * looks through its own alone.
+ */
+static bool stay_on_this_cpu(void)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(sched_getcpu(), &cpus);
+	return !sched_setaffinity(0, sizeof(cpus), &cpus);
+}
+
 static bool page_out(int pagemap, void *addr, size_t npages)
 {
 	for (int tries = 0; tries < 10; tries++) {
@@ -234,20 +257,38 @@ static bool page_out(int pagemap, void *addr, size_t npages)
 	return false;
 }
 
+/* As page_out(), for pages of a file in memory, whose entries are just dropped. */
+static bool evict(int pagemap, void *addr, size_t npages)
+{
+	for (int tries = 0; tries < 10; tries++) {
+		if (madvise(addr, npages * psize(), MADV_PAGEOUT))
+			return false;
+		if (!count_entries(pagemap, addr, npages, PM_PRESENT))
+			return true;
+	}
+	return false;
+}
+
 /*
  * The device's commands
  */
 
-static int _test_cmd(int dev, unsigned long command, void *addr, size_t npages, void *ptr)
+/* However much of it is done. */
+static int _test_cmd_some(int dev, unsigned long command, void *addr, size_t npages,
+			  void *ptr)
 {
-	int ret;
-
 	answer = (struct hmm_dmirror_cmd) {
 		.addr = (uintptr_t)addr,
 		.ptr = (uintptr_t)ptr,
 		.npages = npages,
 	};
-	ret = ioctl(dev, command, &answer);
+	return ioctl(dev, command, &answer);
+}
+
+static int _test_cmd(int dev, unsigned long command, void *addr, size_t npages, void *ptr)
+{
+	int ret = _test_cmd_some(dev, command, addr, npages, ptr);
+
 	if (ret == 0 && answer.cpages != npages) {
 		ksft_print_msg("%llu of %zu pages done\n", answer.cpages, npages);
 		errno = EREMOTEIO;
@@ -283,6 +324,32 @@ static int _test_cmd_snapshot(int dev, void *addr, size_t npages)
 {
 	memset(mirror, 0x5a, npages);
 	return _test_cmd(dev, HMM_DMIRROR_SNAPSHOT, addr, npages, mirror);
+}
+
+static int _test_cmd_to_dev(int dev, void *addr, size_t npages)
+{
+	return _test_cmd_fetch(dev, HMM_DMIRROR_MIGRATE_TO_DEV, addr, npages);
+}
+
+static int _test_cmd_to_sys(int dev, void *addr, size_t npages)
+{
+	return _test_cmd_some(dev, HMM_DMIRROR_MIGRATE_TO_SYS, addr, npages, mirror);
+}
+
+static int _test_cmd_exclusive(int dev, void *addr, size_t npages)
+{
+	return _test_cmd_fetch(dev, HMM_DMIRROR_EXCLUSIVE, addr, npages);
+}
+
+/* Commands without a range have one, too: the base tree's device insists. */
+static int _test_cmd_flags(int dev, __u64 flags)
+{
+	return _test_cmd_some(dev, HMM_DMIRROR_FLAGS, NULL, flags, NULL);
+}
+
+static int _test_cmd_release(int dev)
+{
+	return _test_cmd_some(dev, HMM_DMIRROR_RELEASE, NULL, 1, NULL);
 }
 
 /* Does the last snapshot tell @sight of each of @npages pages from @page on? */
@@ -324,6 +391,47 @@ static bool sees(int dev, void *addr, size_t npages, unsigned char sight)
 	return done(_test_cmd_snapshot(dev, addr, npages)) && saw(0, npages, sight);
 }
 
+/* All of it moves to the device, which finds there what @who wrote. */
+static bool moves(int dev, void *addr, size_t npages, enum writer who)
+{
+	return done(_test_cmd_to_dev(dev, addr, npages)) && holds(mirror, addr, npages, who);
+}
+
+/* @due of @npages pages at @addr move back to the system. */
+static bool moves_back(int dev, void *addr, size_t npages, size_t due)
+{
+	if (!done(_test_cmd_to_sys(dev, addr, npages)))
+		return false;
+	if (answer.cpages != due)
+		ksft_print_msg("%llu pages moved, not %zu\n", answer.cpages, due);
+	return answer.cpages == due;
+}
+
+/* The device gets all of it for itself, and finds there what @who wrote. */
+static bool seizes(int dev, void *addr, size_t npages, enum writer who)
+{
+	return done(_test_cmd_exclusive(dev, addr, npages)) &&
+	       holds(mirror, addr, npages, who);
+}
+
+static bool is_exclusive(int dev, void *page)
+{
+	if (!_test_cmd_some(dev, HMM_DMIRROR_CHECK_EXCLUSIVE, page, 1, mirror))
+		return false;
+	if (errno != EPERM)
+		ksft_exit_fail_perror("asking for exclusive pages failed");
+	return true;
+}
+
+static size_t count_exclusive(int dev, void *addr, size_t npages)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < npages; i++)
+		n += is_exclusive(dev, at(addr, i));
+	return n;
+}
+
 /* The error of all these commands; none if they do not agree. */
 static int common_error(int dev, const unsigned long *commands, size_t n,
 			void *addr, size_t npages, void *ptr)
@@ -355,15 +463,67 @@ static int access_error(int dev, void *addr, size_t npages)
 	return common_error(dev, commands, ARRAY_SIZE(commands), addr, npages, mirror);
 }
 
-/* The error of any command that has a range, for arguments that none can take. */
-static int argument_error(int dev, void *addr, size_t npages, void *ptr)
-{
-	static const unsigned long commands[] = {
-		HMM_DMIRROR_READ, HMM_DMIRROR_READ_UNLOCKED, HMM_DMIRROR_WRITE,
-		HMM_DMIRROR_SNAPSHOT,
-	};
+/* Commands that have a range. The last two have no buffer. */
+static const unsigned long ranged_commands[] = {
+	HMM_DMIRROR_READ, HMM_DMIRROR_READ_UNLOCKED, HMM_DMIRROR_WRITE, HMM_DMIRROR_SNAPSHOT,
+	HMM_DMIRROR_MIGRATE_TO_DEV, HMM_DMIRROR_EXCLUSIVE,
+	HMM_DMIRROR_MIGRATE_TO_SYS, HMM_DMIRROR_CHECK_EXCLUSIVE,
+};
 
-	return common_error(dev, commands, ARRAY_SIZE(commands), addr, npages, ptr);
+/* The error of all of these, for a range that none can take. */
+static int range_error(int dev, void *addr, size_t npages)
+{
+	return common_error(dev, ranged_commands, ARRAY_SIZE(ranged_commands),
+			    addr, npages, mirror);
+}
+
+/* And for a buffer that none can take. */
+static int buffer_error(int dev, void *addr, size_t npages, void *ptr)
+{
+	return common_error(dev, ranged_commands, ARRAY_SIZE(ranged_commands) - 2,
+			    addr, npages, ptr);
+}
+
+/*
+ * The device's inside
+ */
+
+/* What the device told last of its inside. */
+static struct hmm_dmirror_test inside;
+
+static int _test_inside(int dev, unsigned int op, unsigned int flags)
+{
+	inside.size = sizeof(inside);
+	inside.op = op;
+	inside.flags = flags;
+	return ioctl(dev, HMM_DMIRROR_TEST, &inside);
+}
+
+static int _test_stats(int dev)
+{
+	memset(&inside, 0, sizeof(inside));
+	return _test_inside(dev, HMM_DMIRROR_OP_STATS, 0);
+}
+
+static bool has_inside(int dev)
+{
+	return !_test_stats(dev);
+}
+
+/* Does the device see what the CPU does? Not every device can tell. */
+static bool agrees(int dev)
+{
+	if (!has_inside(dev))
+		return true;
+	memset(&inside, 0, sizeof(inside));
+	if (!_test_inside(dev, HMM_DMIRROR_OP_CHECK, 0))
+		return true;
+	ksft_print_msg("%s at %#llx: %#llx, not %#llx\n",
+		       inside.check.wrong == HMM_DMIRROR_WRONG_WALK ? "walk" : "table",
+		       (unsigned long long)inside.check.addr,
+		       (unsigned long long)inside.check.found,
+		       (unsigned long long)inside.check.due);
+	return false;
 }
 
 #define test_err(_errno, cmd)							\
@@ -389,10 +549,42 @@ static int argument_error(int dev, void *addr, size_t npages, void *ptr)
 #define test_cmd_snapshot(addr, npages, sight)					\
 	ASSERT_TRUE(sees(self->fd, addr, npages, sight))
 
+#define test_cmd_to_dev(addr, npages, who)					\
+	ASSERT_TRUE(moves(self->fd, addr, npages, who))
+#define test_err_to_dev(_errno, addr, npages)					\
+	test_err(_errno, _test_cmd_to_dev(self->fd, addr, npages))
+
+#define test_cmd_to_sys(addr, npages, due)					\
+	ASSERT_TRUE(moves_back(self->fd, addr, npages, due))
+#define test_err_to_sys(_errno, addr, npages)					\
+	test_err(_errno, _test_cmd_to_sys(self->fd, addr, npages))
+
+#define test_cmd_exclusive(addr, npages, who)					\
+	ASSERT_TRUE(seizes(self->fd, addr, npages, who))
+#define test_err_exclusive(_errno, addr, npages)				\
+	test_err(_errno, _test_cmd_exclusive(self->fd, addr, npages))
+
+/* The device has @due of @npages pages at @addr for itself. */
+#define test_exclusive(addr, npages, due)					\
+({										\
+	size_t __due = due;							\
+										\
+	ASSERT_EQ(__due, count_exclusive(self->fd, addr, npages));		\
+})
+
+#define test_cmd_release()							\
+	ASSERT_TRUE(done(_test_cmd_release(self->fd)))
+
+/* The next large folio cannot be had. */
+#define test_fail_alloc()							\
+	ASSERT_TRUE(done(_test_cmd_flags(self->fd, HMM_DMIRROR_FLAG_FAIL_ALLOC)))
+
 #define test_err_access(_errno, addr, npages)					\
 	EXPECT_EQ(_errno, access_error(self->fd, addr, npages))
-#define test_err_arguments(_errno, addr, npages, ptr)				\
-	ASSERT_EQ(_errno, argument_error(self->fd, addr, npages, ptr))
+#define test_err_range(_errno, addr, npages)					\
+	ASSERT_EQ(_errno, range_error(self->fd, addr, npages))
+#define test_err_buffer(_errno, addr, npages, ptr)				\
+	ASSERT_EQ(_errno, buffer_error(self->fd, addr, npages, ptr))
 
 /* So many of the device's accesses found a page missing from its page table. */
 #define test_faults(due)							\
@@ -590,6 +782,13 @@ static bool is_absent(int unit)
 	__fd;									\
 })
 
+/* Closes the device after the test's last step, if it still sees what the CPU does. */
+#define test_close()								\
+({										\
+	EXPECT_TRUE(agrees(self->fd));						\
+	close(self->fd);							\
+})
+
 #define test_open_pagemap()							\
 ({										\
 	int __fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);		\
@@ -674,7 +873,11 @@ static void thp_only(unsigned int order)
 	settings.thp_defrag = THP_DEFRAG_ALWAYS;
 	settings.shmem_enabled = SHMEM_NEVER;
 	settings.use_zero_page = true;
-	settings.khugepaged.defrag = false;
+	/* What is in pieces stays so: khugepaged is slow, and not easily pleased. */
+	settings.khugepaged = (struct khugepaged_settings) {
+		.scan_sleep_millisecs = 60 * 60 * 1000,
+		.pages_to_scan = 1,
+	};
 	for (unsigned int i = 0; i < NR_ORDERS; i++) {
 		settings.hugepages[i].enabled = i == order ? THP_MADVISE : THP_NEVER;
 		settings.shmem_hugepages[i].enabled = i == order ? SHMEM_ADVISE : SHMEM_NEVER;
@@ -1030,6 +1233,62 @@ TEST_F(backing, written_by_child)
 }
 
 /*
+ * Only a process's own memory moves to a device: not what is a file's, and not
+ * huge pages from the pool.
+ */
+static int to_dev_error(const struct backing *b)
+{
+	int file_error = b->share == MAP_SHARED ? ENOENT : 0;
+
+	return b->kind == HUGETLB ? EINVAL : file_error;
+}
+
+TEST_F(backing, to_dev)
+{
+	int due = to_dev_error(&variant->b);
+
+	cpu_writes(self->map, self->npages, CPU);
+	if (due)
+		test_err_to_dev(due, self->map, self->npages);
+	else
+		test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+/* Nor does a device get for itself what is a file's. */
+static int exclusive_error(const struct backing *b)
+{
+	return b->kind == HUGETLB || b->share == MAP_SHARED ? EOPNOTSUPP : 0;
+}
+
+TEST_F(backing, exclusive)
+{
+	int due = exclusive_error(&variant->b);
+
+	cpu_writes(self->map, self->npages, CPU);
+	if (due)
+		test_err_exclusive(due, self->map, NPAGES);
+	else
+		test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_exclusive(self->map, NPAGES, due ? 0 : NPAGES);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+/* A device's write to a file's page that is mapped privately makes it the process's own. */
+TEST_F(backing, exclusive_untouched)
+{
+	int due = exclusive_error(&variant->b);
+
+	if (due)
+		test_err_exclusive(due, self->map, NPAGES);
+	else
+		test_cmd_exclusive(self->map, NPAGES, NOBODY);
+	test_exclusive(self->map, NPAGES, due ? 0 : NPAGES);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, NOBODY));
+}
+
+/*
  * Files: what the device writes is the file's, and what becomes of the file
  * the device sees.
  */
@@ -1067,7 +1326,7 @@ FIXTURE_SETUP(file)
 
 FIXTURE_TEARDOWN(file)
 {
-	close(self->fd);
+	test_close();
 }
 
 TEST_F(file, written_through)
@@ -1153,7 +1412,7 @@ FIXTURE_SETUP(hmm)
 
 FIXTURE_TEARDOWN(hmm)
 {
-	close(self->fd);
+	test_close();
 }
 
 /* A read request for a page leaves exactly that page populated. */
@@ -1206,6 +1465,7 @@ TEST_F(hmm, swapped_out)
 {
 	char *map = test_mmap(&anon, NPAGES);
 
+	ASSERT_TRUE(stay_on_this_cpu());
 	cpu_writes(map, NPAGES, CPU);
 	if (!page_out(self->pagemap, map, NPAGES))
 		SKIP(return, "no swap, or not enough of it");
@@ -1219,6 +1479,7 @@ TEST_F(hmm, swapped_out_then_written)
 {
 	char *map = test_mmap(&anon, NPAGES);
 
+	ASSERT_TRUE(stay_on_this_cpu());
 	cpu_writes(map, NPAGES, CPU);
 	if (!page_out(self->pagemap, map, NPAGES))
 		SKIP(return, "no swap, or not enough of it");
@@ -1233,6 +1494,7 @@ TEST_F(hmm, swapped_out_under_the_device)
 {
 	char *map = test_mmap(&anon, NPAGES);
 
+	ASSERT_TRUE(stay_on_this_cpu());
 	test_cmd_write(map, NPAGES, DEVICE);
 	if (!page_out(self->pagemap, map, NPAGES))
 		SKIP(return, "no swap, or not enough of it");
@@ -1240,6 +1502,37 @@ TEST_F(hmm, swapped_out_under_the_device)
 	test_faults(1);
 	cpu_writes(map, NPAGES, CPU);
 	test_cmd_read(map, NPAGES, CPU);
+}
+
+/*
+ * The process gave up what is in a page, and then the device wrote to it. That
+ * is no less of a write than a CPU's: the page may not be dropped any more.
+ */
+TEST_F(hmm, freed_lazily_then_written)
+{
+	char *map = test_mmap(&anon, NPAGES);
+	size_t half = NPAGES / 2;
+
+	ASSERT_TRUE(stay_on_this_cpu());
+	cpu_writes(map, NPAGES, CPU);
+	test_madvise(map, NPAGES, MADV_FREE);
+	test_cmd_write(map, half, DEVICE);
+	page_out(self->pagemap, map, NPAGES);
+	test_entries(at(map, half), NPAGES - half, POPULATED, 0);
+	ASSERT_TRUE(cpu_sees(map, half, DEVICE));
+}
+
+/* Such a page's entry is writable and clean: that it is dirty only the device knows. */
+TEST_F(hmm, swapped_out_after_write)
+{
+	char *map = test_mmap(&shmem, NPAGES);
+
+	test_cmd_read(map, NPAGES, NOBODY);
+	test_cmd_write(map, NPAGES, DEVICE);
+	test_faults(0);
+	if (!evict(self->pagemap, map, NPAGES))
+		SKIP(return, "no swap, or not enough of it");
+	ASSERT_TRUE(cpu_sees(map, NPAGES, DEVICE));
 }
 
 /* A parent that writes gets a copy; the device follows it there. */
@@ -1462,6 +1755,20 @@ TEST_F(hmm, mixed_map_shared)
 	test_cmd_read(map, IO_PAGES, CPU);
 }
 
+/* The driver offers so many pages and no others. */
+TEST_F(hmm, mixed_map_bounds)
+{
+	size_t many = 1 << 20;
+
+	errno = 0;
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, many * psize(), PROT_READ, MAP_SHARED, self->fd, 0));
+	EXPECT_EQ(ENXIO, errno);
+	errno = 0;
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, psize(), PROT_READ, MAP_SHARED, self->fd,
+				   many * psize()));
+	EXPECT_EQ(ENXIO, errno);
+}
+
 /* Something that /dev/mem lets be mapped. */
 static void *map_physical_memory(void)
 {
@@ -1634,13 +1941,18 @@ TEST_F(hmm, bad_range)
 	char *map = test_mmap(&anon, NPAGES);
 	void *last = (void *)-(uintptr_t)psize();
 
-	test_err_arguments(EINVAL, map + 1, 1, mirror);
-	test_err_arguments(EINVAL, map + psize() / 2, 1, mirror);
-	test_err_arguments(EINVAL, map, 0, mirror);
-	test_err_arguments(EINVAL, last, 1, mirror);
-	test_err_arguments(EINVAL, last, 2, mirror);
-	test_err_arguments(EINVAL, map, SIZE_MAX >> pshift(), mirror);
+	test_err_range(EINVAL, map + 1, 1);
+	test_err_range(EINVAL, map + psize() / 2, 1);
+	test_err_range(EINVAL, map, 0);
+	test_err_range(EINVAL, last, 1);
+	test_err_range(EINVAL, last, 2);
+	test_err_range(EINVAL, map, SIZE_MAX >> pshift());
 	test_entries(map, NPAGES, POPULATED, 0);
+
+	/* Nor where the device would find the page without asking HMM. */
+	test_cmd_write(map, 2, DEVICE);
+	test_err_range(EINVAL, map + 1, 1);
+	ASSERT_TRUE(cpu_sees(map, 2, DEVICE));
 }
 
 /* So many pages that their size in bytes is none, or that of one; or just too many. */
@@ -1649,10 +1961,10 @@ TEST_F(hmm, too_many_pages)
 	char *map = test_mmap(&anon, NPAGES);
 	size_t none = SIZE_MAX / psize() + 1;
 
-	test_err_arguments(EINVAL, map, none, mirror);
-	test_err_arguments(EINVAL, map, none + 1, mirror);
-	test_err_arguments(EINVAL, map, SIZE_MAX, mirror);
-	test_err_arguments(E2BIG, map, none >> 12, mirror);
+	test_err_range(EINVAL, map, none);
+	test_err_range(EINVAL, map, none + 1);
+	test_err_range(EINVAL, map, SIZE_MAX);
+	test_err_range(E2BIG, map, none >> 12);
 	test_entries(map, NPAGES, POPULATED, 0);
 }
 
@@ -1662,7 +1974,7 @@ TEST_F(hmm, bad_buffer)
 
 	cpu_writes(map, NPAGES, CPU);
 	test_munmap(at(hole, 1), 1);
-	test_err_arguments(EFAULT, map, 1, at(hole, 1));
+	test_err_buffer(EFAULT, map, 1, at(hole, 1));
 	test_err(EFAULT, _test_cmd(self->fd, HMM_DMIRROR_READ, map, 2, hole));
 	test_err(EFAULT, _test_cmd(self->fd, HMM_DMIRROR_WRITE, map, 2, hole));
 	test_mprotect(hole, 1, PROT_READ);
@@ -1690,8 +2002,7 @@ TEST_F(hmm, bad_argument)
 {
 	test_err(EFAULT, ioctl(self->fd, HMM_DMIRROR_READ, NULL));
 	test_err(EFAULT, ioctl(self->fd, HMM_DMIRROR_READ, -(uintptr_t)psize()));
-	test_err(EINVAL, _test_cmd(self->fd, HMM_DMIRROR_FLAGS, NULL,
-				   ~HMM_DMIRROR_FLAG_FAIL_ALLOC, NULL));
+	test_err(EINVAL, _test_cmd_flags(self->fd, ~HMM_DMIRROR_FLAG_FAIL_ALLOC));
 }
 
 /* What the device has done before it failed is told. */
@@ -1714,9 +2025,9 @@ TEST_F(hmm, release)
 	char *map = test_mmap(&anon, NPAGES);
 
 	test_cmd_write(map, NPAGES, DEVICE);
-	answer.npages = NPAGES;
-	ASSERT_EQ(0, ioctl(self->fd, HMM_DMIRROR_RELEASE, &answer));
+	test_cmd_release();
 	test_cmd_read(map, NPAGES, DEVICE);
+	test_faults(1);
 	ASSERT_TRUE(cpu_sees(map, NPAGES, DEVICE));
 }
 
@@ -1762,7 +2073,7 @@ FIXTURE_SETUP(hmm2)
 
 FIXTURE_TEARDOWN(hmm2)
 {
-	close(self->fd);
+	test_close();
 	close(self->other);
 }
 
@@ -1891,6 +2202,7 @@ TEST_F(thp, collapsed)
 
 TEST_F(thp, swapped_out)
 {
+	ASSERT_TRUE(stay_on_this_cpu());
 	cpu_writes(self->map, self->npages, CPU);
 	if (!page_out(self->pagemap, self->map, self->npages))
 		SKIP(return, "no swap, or not enough of it");
@@ -1911,6 +2223,34 @@ TEST_F(thp, next_to_base_pages)
 	ASSERT_TRUE(saw(half, half, SEES_WRITE));
 	ASSERT_TRUE(saw(2 * half, 1, SEES_NONE));
 	test_cmd_read(at(self->map, half), self->npages, CPU);
+}
+
+/* The device has one page of it for itself, the CPU all others. */
+TEST_F(thp, exclusive_in_part)
+{
+	cpu_writes(self->map, self->npages, CPU);
+	test_cmd_exclusive(at(self->map, 7), 1, CPU);
+	test_exclusive(self->map, self->npages, 1);
+	test_cmd_write(at(self->map, 7), 1, DEVICE);
+	test_faults(0);
+	test_cmd_snapshot(self->map, 7, SEES_WRITE);
+	test_cmd_snapshot(at(self->map, 7), 1, SEES_NONE);
+	test_cmd_snapshot(at(self->map, 8), self->npages - 8, SEES_WRITE);
+	test_exclusive(self->map, self->npages, 1);
+	ASSERT_TRUE(cpu_sees(self->map, 7, CPU));
+	ASSERT_TRUE(cpu_sees(at(self->map, 7), 1, DEVICE));
+	ASSERT_TRUE(cpu_sees(at(self->map, 8), self->npages - 8, CPU));
+}
+
+TEST_F(thp, exclusive)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_cmd_exclusive(self->map, 2 * self->npages, CPU);
+	test_cmd_write(self->map, 2 * self->npages, DEVICE);
+	test_faults(0);
+	test_exclusive(self->map, 2 * self->npages, 2 * self->npages);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
+	test_exclusive(self->map, 2 * self->npages, 0);
 }
 
 /*
@@ -1989,7 +2329,7 @@ FIXTURE_SETUP(uffd)
 FIXTURE_TEARDOWN(uffd)
 {
 	close(self->uffd);
-	close(self->fd);
+	test_close();
 }
 
 #define test_uffd_missing(addr, npages)						\
@@ -2104,6 +2444,26 @@ TEST_F(uffd, missing_with_lock_held)
 	test_cmd_read(self->map, part, CPU);
 }
 
+/* Who waits for a fault that nobody serves can still be killed. */
+TEST_F(uffd, killed_in_fault)
+{
+	struct uffd_msg msg;
+	int status;
+	pid_t pid;
+
+	test_uffd_missing(self->map, self->npages);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(!_test_cmd_read_unlocked(self->fd, self->map, self->npages));
+
+	ASSERT_EQ(sizeof(msg), read(self->uffd, &msg, sizeof(msg)));
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFSIGNALED(status));
+	test_entries(self->map, self->npages, POPULATED, 0);
+}
+
 TEST_F(uffd, write_protected)
 {
 	size_t part = self->part;
@@ -2195,7 +2555,7 @@ FIXTURE_SETUP(uffd_file)
 FIXTURE_TEARDOWN(uffd_file)
 {
 	close(self->uffd);
-	close(self->fd);
+	test_close();
 }
 
 /* The page is in the file but not in the page table. */
@@ -2450,6 +2810,3752 @@ TEST_F(ksm, merged)
 }
 
 /*
+ * Device memory. A device has memory of one kind: private, which the CPU cannot
+ * access, so that a page that it touches comes back; or coherent, which the CPU
+ * uses like any. A huge page moves to private memory and back in one piece.
+ */
+
+static bool is_coherent(int unit)
+{
+	return unit >= COHERENT_ONE;
+}
+
+/* What a snapshot tells of a writable page in the device's own memory. */
+static unsigned char local_memory(int unit)
+{
+	return SEES_WRITE | (is_coherent(unit) ? HMM_DMIRROR_PROT_DEV_COHERENT_LOCAL :
+						 HMM_DMIRROR_PROT_DEV_PRIVATE_LOCAL);
+}
+
+/* And what another device's snapshot tells of it, without asking for it. */
+static unsigned char remote_memory(int unit)
+{
+	return is_coherent(unit) ? SEES_WRITE | HMM_DMIRROR_PROT_DEV_COHERENT_REMOTE :
+				   SEES_NONE;
+}
+
+static unsigned char read_only(unsigned char sight)
+{
+	return (sight & ~SEES_WRITE) | SEES_READ;
+}
+
+static unsigned char size_at_device(int unit, const struct backing *b)
+{
+	return b->level == PMD && !is_coherent(unit) ? SEES_PMD : 0;
+}
+
+/*
+ * What is true of memory that moves, whatever it was and wherever it goes.
+ */
+FIXTURE(migration)
+{
+	int fd, pagemap, file;
+	char *map;
+	size_t size, npages;
+	size_t granule;		/* as many pages the CPU has when it has touched one */
+	/* What a snapshot tells of a page: */
+	unsigned char here;	/* at the device */
+	unsigned char lone;	/* at the device, without its neighbours */
+	unsigned char back;	/* that has come back */
+	unsigned char touched;	/* that the CPU touched at the device */
+};
+
+FIXTURE_VARIANT(migration)
+{
+	int unit;
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(migration, private_anon)
+{
+	.unit = PRIVATE_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(migration, private_mthp)
+{
+	.unit = PRIVATE_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .order = 4 },
+};
+
+FIXTURE_VARIANT_ADD(migration, private_thp)
+{
+	.unit = PRIVATE_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(migration, private_file)
+{
+	.unit = PRIVATE_ONE,
+	.b = { .kind = DISK, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(migration, coherent_anon)
+{
+	.unit = COHERENT_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(migration, coherent_mthp)
+{
+	.unit = COHERENT_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .order = 4 },
+};
+
+FIXTURE_VARIANT_ADD(migration, coherent_thp)
+{
+	.unit = COHERENT_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(migration, coherent_file)
+{
+	.unit = COHERENT_ONE,
+	.b = { .kind = DISK, .share = MAP_PRIVATE },
+};
+
+FIXTURE_SETUP(migration)
+{
+	const struct backing *b = &variant->b;
+	bool coherent = is_coherent(variant->unit);
+
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	if (wants_thp(b))
+		thp_only(b->order ? b->order : pmd_order());
+
+	self->fd = test_open(variant->unit);
+	self->pagemap = test_open_pagemap();
+	self->npages = b->level ? 2 * pages(pmd_size()) : NPAGES;
+	self->size = self->npages * psize();
+	self->granule = coherent ? self->npages : pages(level_size(b->level));
+	self->lone = local_memory(variant->unit);
+	self->here = self->lone | size_at_device(variant->unit, b);
+	self->back = SEES_WRITE | size_at_device(variant->unit, b);
+	self->touched = coherent ? self->here : self->back;
+	ASSERT_TRUE(make_mirror(self->npages));
+
+	self->map = map_backing(b, self->size, &self->file);
+	ASSERT_NE(MAP_FAILED, self->map);
+	cpu_writes(self->map, self->npages, CPU);
+}
+
+FIXTURE_TEARDOWN_PARENT(migration)
+{
+	if (wants_thp(&variant->b) && thp_available())
+		thp_restore_settings();
+}
+
+TEST_F(migration, to_dev)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_faults(0);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+}
+
+TEST_F(migration, to_dev_again)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_faults(0);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+}
+
+TEST_F(migration, to_sys)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_to_sys(self->map, self->npages, self->npages);
+	test_entries(self->map, self->npages, PM_PRESENT, self->npages);
+	test_cmd_snapshot(self->map, self->npages, self->back);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(migration, to_sys_for_nothing)
+{
+	test_cmd_to_sys(self->map, self->npages, 0);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_to_sys(self->map, self->npages, self->npages);
+	test_cmd_to_sys(self->map, self->npages, 0);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(migration, to_and_fro)
+{
+	for (int i = 0; i < 5; i++) {
+		test_cmd_to_dev(self->map, self->npages, CPU);
+		test_cmd_write(self->map, self->npages, DEVICE);
+		test_cmd_to_sys(self->map, self->npages, self->npages);
+		ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+		cpu_writes(self->map, self->npages, CPU);
+	}
+}
+
+TEST_F(migration, read_by_device)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_read(self->map, self->npages, CPU);
+	test_faults(0);
+	test_cmd_read_unlocked(self->map, self->npages, CPU);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+}
+
+TEST_F(migration, written_by_device)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	test_faults(0);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+TEST_F(migration, read_by_cpu)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+	test_cmd_snapshot(self->map, self->npages, self->touched);
+	test_cmd_read(self->map, self->npages, CPU);
+}
+
+TEST_F(migration, written_by_cpu)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	cpu_writes(self->map, self->npages, CHILD);
+	test_cmd_snapshot(self->map, self->npages, self->touched);
+	test_cmd_read(self->map, self->npages, CHILD);
+	test_cmd_to_dev(self->map, self->npages, CHILD);
+}
+
+/* The CPU gets back what the entry maps that it came across, and no more. */
+TEST_F(migration, one_page_touched)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	cpu_touches(at(self->map, 7), 1);
+	test_entries(self->map, self->npages, PM_PRESENT, self->granule);
+	test_entries(self->map, self->npages, POPULATED, self->npages);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+/* The kernel accesses memory for the process, too. */
+TEST_F(migration, touched_by_kernel)
+{
+	int mem = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+
+	ASSERT_GE(mem, 0);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	ASSERT_TRUE(file_holds_at(mem, (uintptr_t)self->map, self->map, self->npages, CPU));
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	fill(mirror, self->map, self->npages, CHILD);
+	ASSERT_EQ((ssize_t)self->size,
+		  pwrite(mem, mirror, self->size, (uintptr_t)self->map));
+	test_cmd_read(self->map, self->npages, CHILD);
+}
+
+/* A range that begins and ends amid what belongs together. */
+TEST_F(migration, part_to_dev)
+{
+	size_t begin = self->npages / 4 + 1, n = self->npages / 2, end = begin + n;
+
+	test_cmd_to_dev(at(self->map, begin), n, CPU);
+	test_cmd_snapshot(self->map, begin, SEES_WRITE);
+	test_cmd_snapshot(at(self->map, begin), n, self->lone);
+	test_cmd_snapshot(at(self->map, end), self->npages - end, SEES_WRITE);
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(migration, part_to_sys)
+{
+	size_t begin = self->npages / 4 + 1, n = self->npages / 2, end = begin + n;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_to_sys(at(self->map, begin), n, n);
+	test_cmd_snapshot(self->map, begin, self->lone);
+	test_cmd_snapshot(at(self->map, begin), n, SEES_WRITE);
+	test_cmd_snapshot(at(self->map, end), self->npages - end, self->lone);
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+/* One page here, the next ones there, and all of it a single range. */
+TEST_F(migration, here_and_there)
+{
+	for (size_t i = 0; i < self->npages; i += 7)
+		test_cmd_to_dev(at(self->map, i), 1, CPU);
+	test_cmd_read(self->map, self->npages, CPU);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	test_cmd_to_dev(self->map, self->npages, DEVICE);
+	test_cmd_snapshot(self->map, self->npages, self->lone);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+TEST_F(migration, release)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_release();
+	test_entries(self->map, self->npages, PM_PRESENT, self->npages);
+	test_cmd_snapshot(self->map, self->npages, self->back);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(migration, close)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	ASSERT_EQ(0, close(self->fd));
+	test_entries(self->map, self->npages, PM_PRESENT, self->npages);
+	self->fd = test_open(variant->unit);
+	test_cmd_snapshot(self->map, self->npages, self->back);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+/* What may not be written moves, and may still not be written. */
+TEST_F(migration, read_only)
+{
+	test_mprotect(self->map, self->npages, PROT_READ);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_snapshot(self->map, self->npages, read_only(self->here));
+	test_err_write(EPERM, self->map, self->npages);
+	test_cmd_to_sys(self->map, self->npages, self->npages);
+	test_cmd_snapshot(self->map, self->npages, read_only(self->back));
+	test_err_write(EPERM, self->map, self->npages);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(migration, made_read_only)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_mprotect(self->map, self->npages, PROT_READ);
+	test_cmd_snapshot(self->map, self->npages, read_only(self->here));
+	test_err_write(EPERM, self->map, self->npages);
+	test_cmd_read(self->map, self->npages, CPU);
+	test_mprotect(self->map, self->npages, PROT_READ | PROT_WRITE);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+TEST_F(migration, made_read_only_in_part)
+{
+	size_t begin = self->npages / 4 + 1, n = self->npages / 2, end = begin + n;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_mprotect(at(self->map, begin), n, PROT_READ);
+	test_cmd_snapshot(self->map, begin, self->lone);
+	test_cmd_snapshot(at(self->map, begin), n, read_only(self->lone));
+	test_cmd_snapshot(at(self->map, end), self->npages - end, self->lone);
+	test_err_write(EPERM, at(self->map, begin), n);
+	test_cmd_write(at(self->map, end), self->npages - end, DEVICE);
+	ASSERT_TRUE(cpu_sees(self->map, end, CPU));
+	ASSERT_TRUE(cpu_sees(at(self->map, end), self->npages - end, DEVICE));
+}
+
+TEST_F(migration, access_taken)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_mprotect(self->map, self->npages, PROT_NONE);
+	test_cmd_snapshot(self->map, self->npages, SEES_ERROR);
+	test_err_access(EFAULT, self->map, self->npages);
+	test_err_to_sys(EINVAL, self->map, self->npages);
+	test_err_to_dev(EINVAL, self->map, self->npages);
+	test_mprotect(self->map, self->npages, PROT_READ | PROT_WRITE);
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(migration, unmapped)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_munmap(self->map, self->npages);
+	test_cmd_snapshot(self->map, self->npages, SEES_ERROR);
+	test_err_access(EFAULT, self->map, self->npages);
+	test_err_to_sys(EINVAL, self->map, self->npages);
+}
+
+TEST_F(migration, replaced)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	ASSERT_EQ(self->map, mmap(self->map, self->size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+	test_cmd_read(self->map, self->npages, NOBODY);
+	test_cmd_to_dev(self->map, self->npages, NOBODY);
+}
+
+TEST_F(migration, discarded)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_madvise(self->map, self->npages, MADV_DONTNEED);
+	test_cmd_snapshot(self->map, self->npages, SEES_NONE);
+	test_cmd_read(self->map, self->npages, NOBODY);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, NOBODY));
+}
+
+/* Parts that do not fit: the head, the tail, and something in between. */
+#define NPARTS 3
+
+struct part {
+	size_t begin, npages, end;
+};
+
+static struct part part_of(size_t whole, int which)
+{
+	size_t begins[NPARTS] = { 0, whole / 4 - 1, whole - 3 };
+	size_t sizes[NPARTS] = { 1, whole / 3, 3 };
+
+	return (struct part) {
+		.begin = begins[which],
+		.npages = sizes[which],
+		.end = begins[which] + sizes[which],
+	};
+}
+
+TEST_F(migration, unmapped_in_part)
+{
+	for (int i = 0; i < NPARTS; i++) {
+		struct part part = part_of(self->npages, i);
+		char *map = test_mmap(&variant->b, self->npages);
+		char *hole = at(map, part.begin), *rest = at(map, part.end);
+
+		cpu_writes(map, self->npages, CPU);
+		test_cmd_to_dev(map, self->npages, CPU);
+		test_munmap(hole, part.npages);
+		test_err_access(EFAULT, hole, part.npages);
+		ASSERT_TRUE(!part.begin || reads(self->fd, map, part.begin, CPU));
+		ASSERT_TRUE(cpu_sees(map, part.begin, CPU));
+		ASSERT_TRUE(cpu_sees(rest, self->npages - part.end, CPU));
+	}
+}
+
+TEST_F(migration, discarded_in_part)
+{
+	for (int i = 0; i < NPARTS; i++) {
+		struct part part = part_of(self->npages, i);
+		char *map = test_mmap(&variant->b, self->npages);
+		char *hole = at(map, part.begin), *rest = at(map, part.end);
+
+		cpu_writes(map, self->npages, CPU);
+		test_cmd_to_dev(map, self->npages, CPU);
+		test_madvise(hole, part.npages, MADV_DONTNEED);
+		test_cmd_snapshot(hole, part.npages, SEES_NONE);
+		test_cmd_read(hole, part.npages, NOBODY);
+		ASSERT_TRUE(cpu_sees(map, part.begin, CPU));
+		ASSERT_TRUE(cpu_sees(rest, self->npages - part.end, CPU));
+	}
+}
+
+/* A place of @size bytes to move to, @offset pages from where a huge page could be. */
+static void *another_place(size_t size, size_t offset)
+{
+	char *place = map_aligned(size + offset * psize(), pmd_size(), PROT_NONE,
+				  MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	return place == MAP_FAILED ? place : at(place, offset);
+}
+
+static bool remaps(void *from, size_t npages, void *to, int flags)
+{
+	size_t size = npages * psize();
+
+	return mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED | flags, to) == to;
+}
+
+#define test_mremap(from, npages, to, flags)					\
+	ASSERT_TRUE(remaps(from, npages, to, flags))
+
+TEST_F(migration, moved)
+{
+	char *to = another_place(self->size, 0);
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_mremap(self->map, self->npages, to, 0);
+	test_cmd_snapshot(to, self->npages, self->here);
+	test_err_access(EFAULT, self->map, self->npages);
+	ASSERT_EQ(0, _test_cmd_read(self->fd, to, self->npages));
+	ASSERT_TRUE(holds(mirror, self->map, self->npages, CPU));
+	ASSERT_TRUE(holds(to, self->map, self->npages, CPU));
+}
+
+/* To where no huge page can be. */
+TEST_F(migration, moved_out_of_step)
+{
+	char *to = another_place(self->size, 3);
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_mremap(self->map, self->npages, to, 0);
+	test_cmd_snapshot(to, self->npages, self->lone);
+	test_err_access(EFAULT, self->map, self->npages);
+	ASSERT_EQ(0, _test_cmd_read(self->fd, to, self->npages));
+	ASSERT_TRUE(holds(mirror, self->map, self->npages, CPU));
+	test_cmd_to_sys(to, self->npages, self->npages);
+	ASSERT_TRUE(holds(to, self->map, self->npages, CPU));
+}
+
+TEST_F(migration, moved_in_part)
+{
+	size_t begin = self->npages / 4 + 1, n = self->npages / 2, end = begin + n;
+	char *to = another_place(n * psize(), 0);
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_mremap(at(self->map, begin), n, to, 0);
+	test_cmd_snapshot(self->map, begin, self->lone);
+	test_cmd_snapshot(to, n, self->lone);
+	ASSERT_TRUE(cpu_sees(self->map, begin, CPU));
+	ASSERT_TRUE(holds(to, at(self->map, begin), n, CPU));
+	ASSERT_TRUE(cpu_sees(at(self->map, end), self->npages - end, CPU));
+}
+
+/* The old mapping stays, empty. */
+TEST_F(migration, moved_out)
+{
+	char *to = another_place(self->size, 0);
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_mremap(self->map, self->npages, to, MREMAP_DONTUNMAP);
+	test_cmd_snapshot(to, self->npages, self->here);
+	test_cmd_read(self->map, self->npages, NOBODY);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	ASSERT_TRUE(holds(to, self->map, self->npages, CPU));
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+/* Reclaim has no business at the device. */
+TEST_F(migration, not_paged_out)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_madvise(self->map, self->npages, MADV_COLD);
+	test_madvise(self->map, self->npages, MADV_PAGEOUT);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+	test_cmd_read(self->map, self->npages, CPU);
+	test_faults(0);
+}
+
+TEST_F(migration, locked_in_memory)
+{
+	ASSERT_EQ(0, mlock(self->map, self->size));
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+	ASSERT_EQ(0, munlock(self->map, self->size));
+	ASSERT_EQ(0, mlock(self->map, self->size));
+	test_entries(self->map, self->npages, PM_PRESENT, self->npages);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_munmap(self->map, self->npages);
+}
+
+/*
+ * Parent and child share what is at the device. Whoever writes gets a copy.
+ */
+
+TEST_F(migration, forked)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, self->npages, CPU));
+
+	test_cmd_snapshot(self->map, self->npages, read_only(self->here));
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(migration, forked_then_written_by_cpu)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, self->npages, CPU));
+
+	cpu_writes(self->map, self->npages, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_cmd_read(self->map, self->npages, DEVICE);
+}
+
+TEST_F(migration, forked_then_written_by_device)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, self->npages, CPU));
+
+	test_cmd_read(self->map, self->npages, CPU);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	test_faults(1);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+TEST_F(migration, forked_then_written_by_child)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid) {
+		cpu_writes(self->map, self->npages, CHILD);
+		_exit(!cpu_sees(self->map, self->npages, CHILD));
+	}
+
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(migration, forked_then_written_by_childs_device)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid) {
+		int dev = open_device(variant->unit);
+
+		_exit(!sees(dev, self->map, self->npages, read_only(self->here)) ||
+		      !reads(dev, self->map, self->npages, CPU) ||
+		      _test_cmd_write(dev, self->map, self->npages, CHILD) ||
+		      !cpu_sees(self->map, self->npages, CHILD));
+	}
+
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+/* What parent and child share already moves for both. */
+TEST_F(migration, forked_before)
+{
+	pid_t pid;
+	int hold;
+
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, self->npages, CPU));
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_snapshot(self->map, self->npages, read_only(self->here));
+	test_cmd_write(self->map, self->npages, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+TEST_F(migration, forked_then_to_sys)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid) {
+		int map = open("/proc/self/pagemap", O_RDONLY);
+
+		_exit(count_entries(map, self->map, self->npages, PM_PRESENT) != self->npages ||
+		      !cpu_sees(self->map, self->npages, CPU));
+	}
+
+	test_cmd_to_sys(self->map, self->npages, self->npages);
+	test_cmd_snapshot(self->map, self->npages, read_only(self->back));
+	test_cmd_write(self->map, self->npages, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+}
+
+/* The child alone is left with it. */
+TEST_F(migration, forked_then_unmapped)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid) {
+		int dev = open_device(variant->unit);
+
+		_exit(!reads(dev, self->map, self->npages, CPU) ||
+		      _test_cmd_write(dev, self->map, self->npages, CHILD) ||
+		      !cpu_sees(self->map, self->npages, CHILD));
+	}
+
+	test_munmap(self->map, self->npages);
+	ASSERT_TRUE(child_agrees(pid, hold));
+}
+
+TEST_F(migration, forked_then_closed)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, self->npages, CPU));
+
+	ASSERT_EQ(0, close(self->fd));
+	cpu_writes(self->map, self->npages, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+/* The child becomes another program, and what it shared is its parent's again. */
+TEST_F(migration, forked_then_executed)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid) {
+		execl("/bin/true", "true", NULL);
+		_exit(KSFT_FAIL);
+	}
+
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_cmd_read(self->map, self->npages, CPU);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+/* A process that leaves its memory at the device when it becomes another program. */
+TEST_F(migration, executed)
+{
+	pid_t pid;
+	int hold;
+
+	pid = test_fork_held(&hold);
+	if (!pid) {
+		int dev = open_device(variant->unit);
+
+		cpu_writes(self->map, self->npages, CHILD);
+		if (moves(dev, self->map, self->npages, CHILD))
+			execl("/bin/true", "true", NULL);
+		_exit(KSFT_FAIL);
+	}
+
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_cmd_to_dev(self->map, self->npages, CPU);
+}
+
+/* A child that sends its memory to and fro until it is killed. Starts when it says so. */
+static pid_t fork_restless(int unit, char *map, size_t npages)
+{
+	int ends[2];
+	pid_t pid;
+	char c = 0;
+
+	if (pipe(ends))
+		return -1;
+	pid = fork();
+	if (pid) {
+		close(ends[1]);
+		pid = read(ends[0], &c, 1) == 1 ? pid : -1;
+		close(ends[0]);
+		return pid;
+	}
+	for (int dev = open_device(unit); ; ) {
+		if (!moves(dev, map, npages, CPU) || write(ends[1], &c, 1) < 0)
+			_exit(KSFT_FAIL);
+		cpu_writes(map, npages / 2, CPU);
+		if (_test_cmd_to_sys(dev, map, npages))
+			_exit(KSFT_FAIL);
+	}
+}
+
+static int death_of(pid_t pid)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid || !WIFSIGNALED(status))
+		return 0;
+	return WTERMSIG(status);
+}
+
+/* Later and later, to meet it at every step. */
+TEST_F(migration, killed)
+{
+	signal(SIGPIPE, SIG_IGN);
+	for (int i = 0; i < 10; i++) {
+		pid_t pid = fork_restless(variant->unit, self->map, self->npages);
+
+		ASSERT_GE(pid, 0);
+		usleep(i * 2000);
+		ASSERT_EQ(0, kill(pid, SIGKILL));
+		ASSERT_EQ(SIGKILL, death_of(pid));
+	}
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+/*
+ * A core file has the memory that was at the device.
+ */
+
+static bool has_core_files(void)
+{
+	char pattern[4] = "";
+	int file = open("/proc/sys/kernel/core_pattern", O_RDONLY);
+	bool good = file >= 0 && read(file, pattern, sizeof(pattern)) == sizeof(pattern) &&
+		    !memcmp(pattern, "core", sizeof(pattern));
+
+	close(file);
+	return good;
+}
+
+/* Opens the file in @dir, the only one, and removes it. */
+static int take_file(const char *dir)
+{
+	DIR *files = opendir(dir);
+	struct dirent *entry;
+	int fd = -1;
+
+	while (files && fd < 0 && (entry = readdir(files))) {
+		fd = openat(dirfd(files), entry->d_name, O_RDWR);
+		if (fd >= 0)
+			unlinkat(dirfd(files), entry->d_name, 0);
+	}
+	if (files)
+		closedir(files);
+	return fd;
+}
+
+/* The core file of a child that has but crashed, or -1. */
+static int core_of_child(void)
+{
+	struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
+	char dir[] = "/tmp/hmm-tests.XXXXXX";
+	int core, death;
+	pid_t pid;
+
+	if (!mkdtemp(dir))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		if (!chdir(dir) && !setrlimit(RLIMIT_CORE, &unlimited))
+			abort();
+		_exit(KSFT_FAIL);
+	}
+	death = death_of(pid);
+	core = take_file(dir);
+	rmdir(dir);
+	return death == SIGABRT ? core : -1;
+}
+
+/* Does the core file have what @who wrote to @npages pages at @addr? */
+static bool core_holds(int core, void *addr, size_t npages, enum writer who)
+{
+	off_t size = lseek(core, 0, SEEK_END);
+	__u64 word;
+
+	for (off_t offset = 0; offset < size; offset += psize())
+		if (pread(core, &word, sizeof(word), offset) == sizeof(word) &&
+		    word == word_of(who, addr))
+			return file_holds_at(core, offset, addr, npages, who);
+	return false;
+}
+
+TEST_F(migration, dumped)
+{
+	int core;
+
+	if (!has_core_files())
+		SKIP(return, "no core dumps in this kernel, or to other places: core_pattern");
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	memset(mirror, 0, self->size);
+	core = core_of_child();
+	ASSERT_GE(core, 0);
+	ASSERT_TRUE(core_holds(core, self->map, self->npages, CPU));
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+/*
+ * Several threads at once
+ */
+
+#define NTHREADS 4
+#define ROUNDS 10
+
+struct worker {
+	bool (*work)(struct worker *worker);
+	int dev;
+	char *map;
+	size_t npages;
+	size_t first, step;	/* the pages that are this one's to write */
+	enum writer who;
+};
+
+static pthread_barrier_t all_ready;
+
+static void *set_to_work(void *arg)
+{
+	struct worker *worker = arg;
+	bool content = make_mirror(worker->npages);
+
+	pthread_barrier_wait(&all_ready);
+	return content && worker->work(worker) ? NULL : worker;
+}
+
+/* Are all content? */
+static bool work_at_once(struct worker *workers, size_t n)
+{
+	pthread_t threads[NTHREADS];
+	bool content = true;
+	void *malcontent;
+
+	pthread_barrier_init(&all_ready, NULL, n);
+	for (size_t i = 0; i < n; i++)
+		if (pthread_create(&threads[i], NULL, set_to_work, &workers[i]))
+			ksft_exit_fail_msg("no thread\n");
+	for (size_t i = 0; i < n; i++) {
+		pthread_join(threads[i], &malcontent);
+		content = content && !malcontent;
+	}
+	return content;
+}
+
+static bool all_at_once(const struct worker *worker)
+{
+	struct worker workers[NTHREADS];
+
+	for (size_t i = 0; i < NTHREADS; i++)
+		workers[i] = *worker;
+	return work_at_once(workers, NTHREADS);
+}
+
+static bool touches_all(struct worker *worker)
+{
+	return cpu_sees(worker->map, worker->npages, CPU);
+}
+
+TEST_F(migration, touched_at_once)
+{
+	struct worker all = { touches_all, self->fd, self->map, self->npages };
+
+	for (int i = 0; i < 5; i++) {
+		test_cmd_to_dev(self->map, self->npages, CPU);
+		ASSERT_TRUE(all_at_once(&all));
+	}
+	test_cmd_snapshot(self->map, self->npages, self->touched);
+}
+
+/*
+ * With others at it, what a command wants to move may be busy or gone again, and
+ * it may even give up asking where it is.
+ */
+static bool sends(struct worker *worker)
+{
+	return !_test_cmd_to_dev(worker->dev, worker->map, worker->npages) ||
+	       errno == ENOENT || errno == EBUSY;
+}
+
+static bool sends_to_and_fro(struct worker *worker)
+{
+	for (int i = 0; i < ROUNDS; i++) {
+		if (!sends(worker))
+			return done(-1);
+		if (_test_cmd_to_sys(worker->dev, worker->map, worker->npages))
+			return done(-1);
+	}
+	return true;
+}
+
+TEST_F_TIMEOUT(migration, sent_to_and_fro_at_once, 120)
+{
+	struct worker all = { sends_to_and_fro, self->fd, self->map, self->npages };
+
+	ASSERT_TRUE(all_at_once(&all));
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+static bool touches_again_and_again(struct worker *worker)
+{
+	for (int i = 0; i < ROUNDS; i++)
+		if (!cpu_sees(worker->map, worker->npages, CPU))
+			return false;
+	return true;
+}
+
+TEST_F_TIMEOUT(migration, sent_and_touched_at_once, 120)
+{
+	struct worker workers[] = {
+		{ sends_to_and_fro, self->fd, self->map, self->npages },
+		{ touches_again_and_again, self->fd, self->map, self->npages },
+	};
+
+	ASSERT_TRUE(work_at_once(workers, ARRAY_SIZE(workers)));
+	test_cmd_read(self->map, self->npages, CPU);
+}
+
+/*
+ * Page by page: what moves and what does not, with a device of each kind.
+ */
+FIXTURE(devmem)
+{
+	int fd, pagemap;
+	unsigned char here;	/* what a snapshot tells of a page at the device */
+};
+
+FIXTURE_VARIANT(devmem)
+{
+	int unit;
+};
+
+FIXTURE_VARIANT_ADD(devmem, private)
+{
+	.unit = PRIVATE_ONE,
+};
+
+FIXTURE_VARIANT_ADD(devmem, coherent)
+{
+	.unit = COHERENT_ONE,
+};
+
+FIXTURE_SETUP(devmem)
+{
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->fd = test_open(variant->unit);
+	self->pagemap = test_open_pagemap();
+	self->here = local_memory(variant->unit);
+	ASSERT_TRUE(make_mirror(NPAGES));
+}
+
+FIXTURE_TEARDOWN(devmem)
+{
+	test_close();
+}
+
+/* Memory that is not there yet comes into being at the device. */
+TEST_F(devmem, hole)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	test_cmd_to_dev(map, NPAGES, NOBODY);
+	test_faults(0);
+	test_cmd_snapshot(map, NPAGES, self->here);
+	test_cmd_write(map, 5, DEVICE);
+	test_faults(0);
+	ASSERT_TRUE(cpu_sees(map, 5, DEVICE));
+	ASSERT_TRUE(cpu_sees(at(map, 5), NPAGES - 5, NOBODY));
+}
+
+TEST_F(devmem, zero_page)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_touches(map, NPAGES);
+	test_cmd_to_dev(map, NPAGES, NOBODY);
+	test_cmd_snapshot(map, NPAGES, self->here);
+	test_cmd_write(map, 5, DEVICE);
+	test_cmd_to_sys(map, NPAGES, NPAGES);
+	ASSERT_TRUE(cpu_sees(map, 5, DEVICE));
+	ASSERT_TRUE(cpu_sees(at(map, 5), NPAGES - 5, NOBODY));
+}
+
+TEST_F(devmem, hole_and_zero_page_and_data)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_writes(at(map, 20), 20, CPU);
+	cpu_touches(at(map, 60), 20);
+	ASSERT_EQ(0, _test_cmd_to_dev(self->fd, map, NPAGES));
+	ASSERT_TRUE(holds(mirror, map, 20, NOBODY));
+	ASSERT_TRUE(holds(at(mirror, 20), at(map, 20), 20, CPU));
+	ASSERT_TRUE(holds(at(mirror, 40), at(map, 40), NPAGES - 40, NOBODY));
+	test_cmd_snapshot(map, NPAGES, self->here);
+	ASSERT_TRUE(cpu_sees(at(map, 20), 20, CPU));
+}
+
+TEST_F(devmem, read_only_hole)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	test_mprotect(map, NPAGES, PROT_READ);
+	cpu_touches(map, 10);
+	test_cmd_to_dev(map, NPAGES, NOBODY);
+	test_cmd_snapshot(map, NPAGES, read_only(self->here));
+	test_err_write(EPERM, map, NPAGES);
+	ASSERT_TRUE(cpu_sees(map, NPAGES, NOBODY));
+}
+
+TEST_F(devmem, several_vmas)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_writes(map, NPAGES, CPU);
+	for (size_t i = 0; i < NPAGES; i += 20)
+		test_mprotect(at(map, i), 10, PROT_READ);
+	test_cmd_to_dev(map, NPAGES, CPU);
+	for (size_t i = 0; i < NPAGES; i += 20) {
+		test_cmd_snapshot(at(map, i), 10, read_only(self->here));
+		test_cmd_snapshot(at(map, i + 10), 10, self->here);
+	}
+	test_cmd_to_sys(map, NPAGES, NPAGES);
+	ASSERT_TRUE(cpu_sees(map, NPAGES, CPU));
+}
+
+/* Where there is no VMA, a range cannot be meant. */
+TEST_F(devmem, no_vma_in_range)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_writes(map, NPAGES, CPU);
+	test_munmap(at(map, 40), 1);
+	test_err_to_dev(EINVAL, map, NPAGES);
+	test_err_to_dev(EINVAL, at(map, 40), 1);
+	test_cmd_to_dev(map, 40, CPU);
+	test_cmd_to_dev(at(map, 41), NPAGES - 41, CPU);
+	test_err_to_sys(EINVAL, map, NPAGES);
+	test_err_to_sys(EINVAL, at(map, 40), 1);
+	ASSERT_TRUE(cpu_sees(map, 40, CPU));
+	ASSERT_TRUE(cpu_sees(at(map, 41), NPAGES - 41, CPU));
+}
+
+/* A range that begins before the only mapping, or ends after it. */
+TEST_F(devmem, range_past_the_vma)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_writes(map, NPAGES, CPU);
+	test_munmap(map, 10);
+	test_munmap(at(map, NPAGES - 10), 10);
+	test_err_to_dev(EINVAL, map, NPAGES - 10);
+	test_err_to_dev(EINVAL, at(map, 10), NPAGES - 10);
+	test_cmd_to_dev(at(map, 10), NPAGES - 20, CPU);
+	test_err_to_sys(EINVAL, at(map, 10), NPAGES - 10);
+	ASSERT_TRUE(cpu_sees(at(map, 10), NPAGES - 20, CPU));
+}
+
+TEST_F(devmem, no_access)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_writes(map, NPAGES, CPU);
+	test_mprotect(at(map, 40), 1, PROT_NONE);
+	test_err_to_dev(EINVAL, map, NPAGES);
+	test_err_to_sys(EINVAL, map, NPAGES);
+	test_mprotect(at(map, 40), 1, PROT_WRITE);
+	test_err_to_dev(EINVAL, at(map, 40), 1);
+	test_mprotect(at(map, 40), 1, PROT_READ);
+	test_cmd_to_dev(map, NPAGES, CPU);
+}
+
+/* What cannot move is passed by. Data are told of what comes before it. */
+TEST_F(devmem, stuck_half_way)
+{
+	char *map = test_mmap(&anon, NPAGES);
+	int file = backing_file(&shmem);
+
+	ASSERT_EQ(0, ftruncate(file, psize()));
+	ASSERT_EQ(at(map, 40), mmap(at(map, 40), psize(), PROT_READ | PROT_WRITE,
+				    MAP_SHARED | MAP_FIXED, file, 0));
+	cpu_writes(map, NPAGES, CPU);
+	test_err_to_dev(ENOENT, map, NPAGES);
+	EXPECT_EQ(40ULL, answer.cpages);
+	ASSERT_TRUE(holds(mirror, map, 40, CPU));
+	test_cmd_snapshot(map, 40, self->here);
+	test_cmd_snapshot(at(map, 40), 1, SEES_WRITE);
+	test_cmd_snapshot(at(map, 41), NPAGES - 41, self->here);
+	test_cmd_to_sys(map, NPAGES, NPAGES - 1);
+	ASSERT_TRUE(cpu_sees(map, NPAGES, CPU));
+}
+
+/* A private mapping has its own pages where it was written, the file's elsewhere. */
+TEST_F(devmem, page_of_a_file)
+{
+	struct backing private = { .kind = SHMEM, .share = MAP_PRIVATE };
+	char *map = test_mmap(&private, NPAGES);
+
+	cpu_touches(map, NPAGES);
+	cpu_writes(map, 40, CPU);
+	test_err_to_dev(ENOENT, map, NPAGES);
+	EXPECT_EQ(40ULL, answer.cpages);
+	test_cmd_snapshot(map, 40, self->here);
+	test_cmd_snapshot(at(map, 40), NPAGES - 40, SEES_READ);
+	test_cmd_write(map, NPAGES, DEVICE);
+	test_cmd_to_dev(map, NPAGES, DEVICE);
+}
+
+/* A page of a file that is not even in the page table is nobody's to move. */
+TEST_F(devmem, hole_of_a_file)
+{
+	char *map = test_mmap(&shmem, NPAGES);
+
+	test_err_to_dev(ENOENT, map, NPAGES);
+	EXPECT_EQ(0ULL, answer.cpages);
+	test_cmd_snapshot(map, NPAGES, SEES_NONE);
+	test_cmd_to_sys(map, NPAGES, 0);
+}
+
+TEST_F(devmem, page_of_the_driver)
+{
+	char *map = mmap(NULL, IO_PAGES * psize(), PROT_READ | PROT_WRITE,
+			 MAP_SHARED, self->fd, 0);
+
+	ASSERT_NE(MAP_FAILED, map);
+	test_err_to_dev(EINVAL, map, IO_PAGES);
+	test_err_to_sys(EINVAL, map, IO_PAGES);
+}
+
+TEST_F(devmem, swapped_out)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	ASSERT_TRUE(stay_on_this_cpu());
+	cpu_writes(map, NPAGES, CPU);
+	if (!page_out(self->pagemap, map, NPAGES))
+		SKIP(return, "no swap, or not enough of it");
+	test_err_to_dev(ENOENT, map, NPAGES);
+	test_entries(map, NPAGES, PM_SWAP, NPAGES);
+	test_cmd_read(map, NPAGES, CPU);
+	test_cmd_to_dev(map, NPAGES, CPU);
+	test_cmd_to_sys(map, NPAGES, NPAGES);
+	ASSERT_TRUE(page_out(self->pagemap, map, NPAGES));
+	ASSERT_TRUE(cpu_sees(map, NPAGES, CPU));
+}
+
+TEST_F(devmem, guard_region)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_writes(map, NPAGES, CPU);
+	test_cmd_to_dev(map, NPAGES, CPU);
+	if (madvise(at(map, 40), 10 * psize(), MADV_GUARD_INSTALL))
+		SKIP(return, "no guard regions in this kernel");
+	test_cmd_snapshot(at(map, 40), 10, SEES_ERROR);
+	test_err_to_dev(ENOENT, map, NPAGES);
+	test_err_access(EFAULT, at(map, 40), 10);
+	test_madvise(at(map, 40), 10, MADV_GUARD_REMOVE);
+	test_cmd_to_dev(at(map, 40), 10, NOBODY);
+	ASSERT_TRUE(cpu_sees(map, 40, CPU));
+	ASSERT_TRUE(cpu_sees(at(map, 50), NPAGES - 50, CPU));
+}
+
+/* What MADV_FREE spares at the device it spares for good. */
+TEST_F(devmem, freed_lazily)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	ASSERT_TRUE(stay_on_this_cpu());
+	cpu_writes(map, NPAGES, CPU);
+	test_cmd_to_dev(map, NPAGES, CPU);
+	test_madvise(map, NPAGES, MADV_FREE);
+	test_cmd_read(map, NPAGES, CPU);
+	test_cmd_to_sys(map, NPAGES, NPAGES);
+	page_out(self->pagemap, map, NPAGES);
+	ASSERT_TRUE(cpu_sees(map, NPAGES, CPU));
+}
+
+/* What was given up may be dropped when it is back, unless the device wrote to it. */
+TEST_F(devmem, freed_lazily_before)
+{
+	char *map = test_mmap(&anon, NPAGES);
+	size_t half = NPAGES / 2;
+
+	ASSERT_TRUE(stay_on_this_cpu());
+	cpu_writes(map, NPAGES, CPU);
+	test_madvise(map, NPAGES, MADV_FREE);
+	test_cmd_to_dev(map, NPAGES, CPU);
+	test_cmd_write(map, half, DEVICE);
+	test_cmd_to_sys(map, NPAGES, NPAGES);
+	page_out(self->pagemap, map, NPAGES);
+	ASSERT_TRUE(cpu_sees(map, half, DEVICE));
+}
+
+/* Pages that others hold on to stay where they are; a pipe will do. */
+#define PIPE_PAGES ((size_t)8)
+
+static bool hold_in_pipe(int pipe, void *addr, size_t npages)
+{
+	struct iovec vec = { addr, npages * psize() };
+
+	return vmsplice(pipe, &vec, 1, 0) == (ssize_t)vec.iov_len;
+}
+
+static bool pipe_holds(int pipe, void *addr, size_t npages, enum writer who)
+{
+	for (size_t i = 0; i < npages; i++)
+		if (read(pipe, mirror, psize()) != psize() ||
+		    !holds(mirror, at(addr, i), 1, who))
+			return false;
+	return true;
+}
+
+TEST_F(devmem, held_in_system)
+{
+	char *map = test_mmap(&anon, NPAGES), *held = at(map, 40);
+	int ends[2];
+
+	ASSERT_EQ(0, pipe(ends));
+	cpu_writes(map, NPAGES, CPU);
+	ASSERT_TRUE(hold_in_pipe(ends[1], held, PIPE_PAGES));
+	test_err_to_dev(ENOENT, map, NPAGES);
+	EXPECT_EQ(40ULL, answer.cpages);
+	test_cmd_snapshot(held, PIPE_PAGES, SEES_WRITE);
+	ASSERT_TRUE(pipe_holds(ends[0], held, PIPE_PAGES, CPU));
+	test_cmd_to_dev(map, NPAGES, CPU);
+}
+
+/* Private memory cannot be held, it comes back for that; coherent memory can. */
+TEST_F(devmem, held_at_device)
+{
+	size_t stuck = is_coherent(variant->unit) ? PIPE_PAGES : 0;
+	char *map = test_mmap(&anon, NPAGES), *held = at(map, 40);
+	int ends[2];
+
+	ASSERT_EQ(0, pipe(ends));
+	cpu_writes(map, NPAGES, CPU);
+	test_cmd_to_dev(map, NPAGES, CPU);
+	ASSERT_TRUE(hold_in_pipe(ends[1], held, PIPE_PAGES));
+	test_cmd_snapshot(held, PIPE_PAGES, stuck ? self->here : SEES_WRITE);
+	test_cmd_to_sys(map, NPAGES, NPAGES - PIPE_PAGES);
+	ASSERT_TRUE(pipe_holds(ends[0], held, PIPE_PAGES, CPU));
+	test_cmd_to_sys(map, NPAGES, stuck);
+	ASSERT_TRUE(cpu_sees(map, NPAGES, CPU));
+}
+
+/* What is pinned for long may not be the device's: it comes back for that. */
+TEST_F(devmem, pinned_for_long)
+{
+	char *map = test_mmap(&anon, NPAGES);
+	struct pin_longterm_test pin = {
+		.addr = (uintptr_t)at(map, 40),
+		.size = 10 * psize(),
+		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
+	};
+	int gup = open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC);
+
+	if (gup < 0)
+		SKIP(return, "no gup_test in this kernel, or no debugfs");
+	cpu_writes(map, NPAGES, CPU);
+	test_cmd_to_dev(map, NPAGES, CPU);
+	ASSERT_EQ(0, ioctl(gup, PIN_LONGTERM_TEST_START, &pin));
+	test_cmd_snapshot(at(map, 40), 10, SEES_WRITE);
+	test_err_to_dev(ENOENT, map, NPAGES);
+	EXPECT_EQ(40ULL, answer.cpages);
+	ASSERT_EQ(0, ioctl(gup, PIN_LONGTERM_TEST_STOP));
+	test_cmd_to_dev(map, NPAGES, CPU);
+}
+
+/*
+ * Coherent memory is what the driver was given and no more.
+ */
+#define MORE_THAN_THERE_IS ((size_t)1024 * 1024 * 1024)
+
+FIXTURE(scarce)
+{
+	int fd;
+	char *map;
+	size_t npages;
+	unsigned char here;
+};
+
+FIXTURE_SETUP(scarce)
+{
+	if (is_absent(COHERENT_ONE))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->fd = test_open(COHERENT_ONE);
+	self->npages = pages(MORE_THAN_THERE_IS);
+	self->here = local_memory(COHERENT_ONE);
+	ASSERT_TRUE(make_mirror(self->npages));
+	self->map = test_mmap(&anon, self->npages);
+}
+
+FIXTURE_TEARDOWN(scarce)
+{
+	test_close();
+}
+
+static int _test_cmd_to_dev_as_far_as_it_goes(int dev, void *addr, size_t npages)
+{
+	return _test_cmd_some(dev, HMM_DMIRROR_MIGRATE_TO_DEV, addr, npages, mirror);
+}
+
+TEST_F_TIMEOUT(scarce, used_up, 120)
+{
+	size_t there;
+
+	test_err(ENOMEM, _test_cmd_to_dev_as_far_as_it_goes(self->fd, self->map, self->npages));
+	there = answer.cpages;
+	ASSERT_GT(there, NPAGES);
+	ASSERT_LT(there + NPAGES, self->npages);
+	ASSERT_TRUE(holds(mirror, self->map, there, NOBODY));
+	test_cmd_snapshot(self->map, there, self->here);
+	test_cmd_snapshot(at(self->map, there), NPAGES, SEES_NONE);
+
+	/* What did not move is none the worse for it. */
+	test_cmd_write(at(self->map, there - 3), 6, DEVICE);
+	test_err(ENOMEM, _test_cmd_to_dev(self->fd, at(self->map, there - 3), 6));
+	test_cmd_to_sys(self->map, 3, 3);
+	test_cmd_to_dev(at(self->map, there - 3), 6, DEVICE);
+	ASSERT_TRUE(cpu_sees(at(self->map, there - 3), 6, DEVICE));
+}
+
+/*
+ * Huge pages and private memory: in one piece, and in pieces when there is no
+ * large folio to be had.
+ */
+FIXTURE(large)
+{
+	int fd, pagemap;
+	char *map;		/* two huge pages */
+	size_t npages;		/* in one of them */
+	unsigned char here;	/* what a snapshot tells of a page at the device */
+	unsigned char lone;	/* the same, without its neighbours */
+};
+
+FIXTURE_SETUP(large)
+{
+	if (lacks(&thp))
+		SKIP(return, "%s", lacks(&thp));
+	thp_only(pmd_order());
+	self->fd = test_open(PRIVATE_ONE);
+	self->pagemap = test_open_pagemap();
+	self->npages = pages(pmd_size());
+	self->lone = local_memory(PRIVATE_ONE);
+	self->here = self->lone | SEES_PMD;
+	ASSERT_TRUE(make_mirror(2 * self->npages));
+	self->map = test_mmap(&thp, 2 * self->npages);
+}
+
+FIXTURE_TEARDOWN_PARENT(large)
+{
+	if (thp_available())
+		thp_restore_settings();
+}
+
+/* The first of the two is in pieces, the second is not. */
+#define test_in_pieces(in_pieces, in_one)					\
+({										\
+	test_cmd_snapshot(self->map, self->npages, in_pieces);			\
+	test_cmd_snapshot(at(self->map, self->npages), self->npages, in_one);	\
+})
+
+TEST_F(large, to_dev_in_pieces)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_fail_alloc();
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	test_in_pieces(self->lone, self->here);
+	test_cmd_write(self->map, 2 * self->npages, DEVICE);
+	test_faults(0);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
+}
+
+TEST_F(large, to_sys_in_pieces)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	test_fail_alloc();
+	test_cmd_to_sys(self->map, 2 * self->npages, 2 * self->npages);
+	test_in_pieces(SEES_WRITE, SEES_WRITE | SEES_PMD);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, CPU));
+}
+
+TEST_F(large, to_and_fro_in_pieces)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_fail_alloc();
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	test_fail_alloc();
+	test_cmd_to_sys(self->map, 2 * self->npages, 2 * self->npages);
+	test_cmd_snapshot(self->map, 2 * self->npages, SEES_WRITE);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, CPU));
+}
+
+/* Short of a huge page, the CPU has the page that it touched at the least. */
+TEST_F(large, touched_in_pieces)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	test_fail_alloc();
+	cpu_touches(at(self->map, 7), 1);
+	test_cmd_snapshot(at(self->map, 7), 1, SEES_WRITE);
+	test_cmd_snapshot(at(self->map, self->npages), self->npages, self->here);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, CPU));
+	test_in_pieces(SEES_WRITE, SEES_WRITE | SEES_PMD);
+}
+
+TEST_F(large, released_in_pieces)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	test_fail_alloc();
+	test_cmd_release();
+	test_entries(self->map, 2 * self->npages, PM_PRESENT, 2 * self->npages);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, CPU));
+}
+
+/* What went in pieces comes back page by page. */
+TEST_F(large, one_piece_touched)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_fail_alloc();
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	cpu_touches(at(self->map, 7), 1);
+	test_entries(self->map, 2 * self->npages, PM_PRESENT, 1);
+	test_entries(at(self->map, 7), 1, PM_PRESENT, 1);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, CPU));
+}
+
+TEST_F(large, hole)
+{
+	test_cmd_to_dev(self->map, 2 * self->npages, NOBODY);
+	test_cmd_snapshot(self->map, 2 * self->npages, self->here);
+	test_cmd_write(at(self->map, 7), 1, DEVICE);
+	test_faults(0);
+	ASSERT_TRUE(cpu_sees(self->map, 7, NOBODY));
+	ASSERT_TRUE(cpu_sees(at(self->map, 7), 1, DEVICE));
+	ASSERT_TRUE(cpu_sees(at(self->map, 8), 2 * self->npages - 8, NOBODY));
+}
+
+TEST_F(large, hole_in_pieces)
+{
+	test_fail_alloc();
+	test_cmd_to_dev(self->map, 2 * self->npages, NOBODY);
+	test_in_pieces(self->lone, self->here);
+	test_fail_alloc();
+	test_cmd_to_sys(self->map, 2 * self->npages, 2 * self->npages);
+	test_cmd_snapshot(self->map, 2 * self->npages, SEES_WRITE);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, NOBODY));
+}
+
+TEST_F(large, huge_zero_page)
+{
+	cpu_touches(self->map, 1);
+	cpu_touches(at(self->map, self->npages), 1);
+	test_cmd_to_dev(self->map, 2 * self->npages, NOBODY);
+	test_cmd_snapshot(self->map, 2 * self->npages, self->here);
+	test_cmd_write(self->map, 2 * self->npages, DEVICE);
+	test_faults(0);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
+}
+
+TEST_F(large, huge_zero_page_in_pieces)
+{
+	cpu_touches(self->map, 1);
+	cpu_touches(at(self->map, self->npages), 1);
+	test_fail_alloc();
+	test_cmd_to_dev(self->map, 2 * self->npages, NOBODY);
+	test_in_pieces(self->lone, self->here);
+	test_fail_alloc();
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, NOBODY));
+	test_cmd_snapshot(self->map, 2 * self->npages, SEES_WRITE);
+}
+
+/* A part of the huge zero page moves, and the rest stays zero. */
+TEST_F(large, part_of_huge_zero_page)
+{
+	cpu_touches(self->map, 1);
+	test_cmd_to_dev(at(self->map, 7), 9, NOBODY);
+	test_cmd_snapshot(self->map, 7, SEES_ZERO);
+	test_cmd_snapshot(at(self->map, 7), 9, self->lone);
+	test_cmd_snapshot(at(self->map, 16), self->npages - 16, SEES_ZERO);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, NOBODY));
+}
+
+TEST_F(large, read_only_in_pieces)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_mprotect(self->map, 2 * self->npages, PROT_READ);
+	test_fail_alloc();
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	test_in_pieces(read_only(self->lone), read_only(self->here));
+	test_err_write(EPERM, self->map, 2 * self->npages);
+	test_fail_alloc();
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, CPU));
+	test_cmd_snapshot(self->map, 2 * self->npages, SEES_READ);
+}
+
+/*
+ * Parent and child share both, and nobody can have one of them back in pieces:
+ * whoever wants it has to get it in one piece after all.
+ */
+TEST_F(large, forked_in_pieces)
+{
+	pid_t pid;
+	int hold;
+
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, 2 * self->npages, CPU));
+
+	test_fail_alloc();
+	test_cmd_write(self->map, self->npages, DEVICE);
+	test_fail_alloc();
+	cpu_writes(at(self->map, self->npages), self->npages, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_cmd_read(self->map, 2 * self->npages, DEVICE);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
+}
+
+TEST_F(large, forked_before_in_pieces)
+{
+	pid_t pid;
+	int hold;
+
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, 2 * self->npages, CPU));
+
+	test_fail_alloc();
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	test_in_pieces(read_only(self->lone), read_only(self->here));
+	test_cmd_write(self->map, 2 * self->npages, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
+}
+
+TEST_F(large, forked_then_to_sys_in_pieces)
+{
+	pid_t pid;
+	int hold;
+
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, 2 * self->npages, CPU));
+
+	test_fail_alloc();
+	test_cmd_to_sys(self->map, 2 * self->npages, 2 * self->npages);
+	test_in_pieces(SEES_READ, SEES_READ | SEES_PMD);
+	test_cmd_read(self->map, 2 * self->npages, CPU);
+	test_cmd_write(self->map, 2 * self->npages, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
+}
+
+/* Pieces are a huge page again when the CPU has put them together. */
+TEST_F(large, collapsed)
+{
+	cpu_writes(self->map, self->npages, CPU);
+	test_fail_alloc();
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_madvise(self->map, self->npages, MADV_COLLAPSE);
+	test_cmd_snapshot(self->map, self->npages, SEES_WRITE | SEES_PMD);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+}
+
+TEST_F(large, freed_lazily)
+{
+	cpu_writes(self->map, 2 * self->npages, CPU);
+	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
+	test_madvise(self->map, 2 * self->npages, MADV_FREE);
+	test_madvise(at(self->map, 7), self->npages, MADV_FREE);
+	test_cmd_snapshot(self->map, 2 * self->npages, self->here);
+	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, CPU));
+}
+
+/* One range over a huge page, base pages, and none. */
+TEST_F(large, next_to_base_pages)
+{
+	size_t half = self->npages / 2;
+
+	cpu_writes(self->map, self->npages, CPU);
+	test_madvise(at(self->map, self->npages), self->npages, MADV_NOHUGEPAGE);
+	cpu_writes(at(self->map, self->npages), half, CPU);
+	ASSERT_EQ(0, _test_cmd_to_dev(self->fd, self->map, 2 * self->npages));
+	ASSERT_TRUE(holds(mirror, self->map, self->npages + half, CPU));
+	test_in_pieces(self->here, self->lone);
+	test_cmd_to_sys(self->map, 2 * self->npages, 2 * self->npages);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages + half, CPU));
+	ASSERT_TRUE(cpu_sees(at(self->map, self->npages + half), half, NOBODY));
+}
+
+/*
+ * Two devices want the same memory.
+ */
+FIXTURE(pair)
+{
+	int fd, other, pagemap;
+	char *map;
+	size_t npages;
+	/* What a snapshot of a page at the device tells: */
+	unsigned char here;	/* its own */
+	unsigned char remote;	/* the other's */
+	unsigned char others;	/* the other's, of a page that is at the other */
+};
+
+FIXTURE_VARIANT(pair)
+{
+	int unit, other;
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(pair, private_anon)
+{
+	.unit = PRIVATE_ONE,
+	.other = PRIVATE_TWO,
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(pair, private_thp)
+{
+	.unit = PRIVATE_ONE,
+	.other = PRIVATE_TWO,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(pair, coherent_anon)
+{
+	.unit = COHERENT_ONE,
+	.other = COHERENT_TWO,
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(pair, coherent_thp)
+{
+	.unit = COHERENT_ONE,
+	.other = COHERENT_TWO,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(pair, private_coherent_anon)
+{
+	.unit = PRIVATE_ONE,
+	.other = COHERENT_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(pair, private_coherent_thp)
+{
+	.unit = PRIVATE_ONE,
+	.other = COHERENT_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(pair, coherent_private_anon)
+{
+	.unit = COHERENT_ONE,
+	.other = PRIVATE_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(pair, coherent_private_thp)
+{
+	.unit = COHERENT_ONE,
+	.other = PRIVATE_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_SETUP(pair)
+{
+	const struct backing *b = &variant->b;
+
+	if (is_absent(variant->unit) || is_absent(variant->other))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	if (wants_thp(b))
+		thp_only(pmd_order());
+
+	self->fd = test_open(variant->unit);
+	self->other = test_open(variant->other);
+	self->pagemap = test_open_pagemap();
+	self->npages = b->level ? 2 * pages(pmd_size()) : NPAGES;
+	self->here = local_memory(variant->unit) | size_at_device(variant->unit, b);
+	self->remote = remote_memory(variant->unit);
+	self->others = local_memory(variant->other) | size_at_device(variant->other, b);
+	ASSERT_TRUE(make_mirror(self->npages));
+	self->map = test_mmap(b, self->npages);
+	cpu_writes(self->map, self->npages, CPU);
+}
+
+FIXTURE_TEARDOWN_PARENT(pair)
+{
+	if (wants_thp(&variant->b) && thp_available())
+		thp_restore_settings();
+}
+
+#define test_other_moves(addr, npages, who)					\
+	ASSERT_TRUE(moves(self->other, addr, npages, who))
+#define test_other_sees(addr, npages, sight)					\
+	ASSERT_TRUE(sees(self->other, addr, npages, sight))
+
+TEST_F(pair, snapshot)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+	test_other_sees(self->map, self->npages, self->remote);
+	test_cmd_snapshot(self->map, self->npages, self->here);
+}
+
+/* A request for private memory of another device's has it back from there. */
+TEST_F(pair, other_reads)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_other_reads(self->map, self->npages, CPU);
+	test_entries(self->map, self->npages, PM_PRESENT, self->npages);
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(pair, other_writes)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_other_writes(self->map, self->npages, CHILD);
+	test_cmd_read(self->map, self->npages, CHILD);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	test_other_reads(self->map, self->npages, DEVICE);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
+}
+
+/* One page asked for is no reason to have all back. */
+TEST_F(pair, other_reads_one_page)
+{
+	size_t granule = self->here & SEES_PMD ? self->npages / 2 : 1;
+	size_t due = is_coherent(variant->unit) ? self->npages : granule;
+
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_other_reads(at(self->map, 7), 1, CPU);
+	test_entries(self->map, self->npages, PM_PRESENT, due);
+	test_cmd_read(self->map, self->npages, CPU);
+}
+
+/* What one device has, the other does not take. */
+TEST_F(pair, other_wants_it)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_err(ENOENT, _test_cmd_to_dev(self->other, self->map, self->npages));
+	EXPECT_EQ(0ULL, answer.cpages);
+	ASSERT_TRUE(moves_back(self->other, self->map, self->npages, 0));
+	test_cmd_snapshot(self->map, self->npages, self->here);
+	test_cmd_read(self->map, self->npages, CPU);
+}
+
+TEST_F(pair, handed_over)
+{
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	test_cmd_to_sys(self->map, self->npages, self->npages);
+	test_other_moves(self->map, self->npages, DEVICE);
+	test_other_writes(self->map, self->npages, CHILD);
+	ASSERT_TRUE(moves_back(self->other, self->map, self->npages, self->npages));
+	test_cmd_to_dev(self->map, self->npages, CHILD);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CHILD));
+}
+
+TEST_F(pair, half_each)
+{
+	size_t half = self->npages / 2;
+	char *second = at(self->map, half);
+
+	test_cmd_to_dev(self->map, half, CPU);
+	test_other_moves(second, half, CPU);
+	test_cmd_snapshot(self->map, half, self->here);
+	test_other_sees(second, half, self->others);
+	test_cmd_snapshot(second, half, remote_memory(variant->other));
+	test_other_sees(self->map, half, self->remote);
+	test_cmd_read(self->map, self->npages, CPU);
+	test_other_reads(self->map, self->npages, CPU);
+	test_other_writes(self->map, self->npages, CHILD);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CHILD));
+}
+
+/* Every page the neighbour of one at the other device. */
+TEST_F(pair, turn_about)
+{
+	size_t n = self->npages / 10;
+
+	for (size_t i = 0; i < 10; i += 2) {
+		test_cmd_to_dev(at(self->map, i * n), n, CPU);
+		test_other_moves(at(self->map, (i + 1) * n), n, CPU);
+	}
+	test_err_to_dev(ENOENT, self->map, self->npages);
+	EXPECT_EQ((__u64)n, answer.cpages);
+	test_cmd_to_sys(self->map, 10 * n, 5 * n);
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+TEST_F(pair, one_closes)
+{
+	size_t half = self->npages / 2;
+
+	test_cmd_to_dev(self->map, half, CPU);
+	test_other_moves(at(self->map, half), half, CPU);
+	ASSERT_EQ(0, close(self->fd));
+	test_other_sees(self->map, half, SEES_WRITE | (self->here & SEES_PMD));
+	test_other_sees(at(self->map, half), half, self->others);
+	test_other_reads(self->map, self->npages, CPU);
+}
+
+/* The other may be at it, for as long as it takes: then it is tried again. */
+static bool writes_own(struct worker *worker, size_t page)
+{
+	int ret;
+
+	do {
+		ret = _test_cmd_write(worker->dev, at(worker->map, page), 1, worker->who);
+	} while (ret && errno == EBUSY);
+	return done(ret);
+}
+
+static bool reads_own(struct worker *worker, size_t page)
+{
+	int ret;
+
+	do {
+		ret = _test_cmd_read(worker->dev, at(worker->map, page), 1);
+	} while (ret && errno == EBUSY);
+	return done(ret) && holds(mirror, at(worker->map, page), 1, worker->who);
+}
+
+/* Wants all of the memory, and writes to every other page. */
+static bool contends(struct worker *worker)
+{
+	for (int i = 0; i < ROUNDS; i++) {
+		if (!sends(worker))
+			return done(-1);
+		for (size_t j = worker->first; j < worker->npages; j += worker->step)
+			if (!writes_own(worker, j) || !reads_own(worker, j))
+				return false;
+	}
+	return true;
+}
+
+static bool page_is_of(char *map, size_t page, enum writer who)
+{
+	return cpu_sees(at(map, page), 1, who);
+}
+
+TEST_F_TIMEOUT(pair, contend, 120)
+{
+	size_t n = variant->b.level ? 20 : self->npages;
+	struct worker workers[] = {
+		{ contends, self->fd, self->map, n, 0, 2, DEVICE },
+		{ contends, self->other, self->map, n, 1, 2, CHILD },
+	};
+
+	ASSERT_TRUE(work_at_once(workers, ARRAY_SIZE(workers)));
+	for (size_t i = 0; i < n; i++)
+		ASSERT_TRUE(page_is_of(self->map, i, i & 1 ? CHILD : DEVICE));
+	ASSERT_TRUE(cpu_sees(at(self->map, n), self->npages - n, CPU));
+}
+
+/*
+ * Two files of one device: what moved through one of them is at the device for
+ * both, and comes back with that one.
+ */
+FIXTURE(files)
+{
+	int fd, other, pagemap;
+	char *map;
+	unsigned char here;
+};
+
+FIXTURE_VARIANT(files)
+{
+	int unit;
+};
+
+FIXTURE_VARIANT_ADD(files, private)
+{
+	.unit = PRIVATE_ONE,
+};
+
+FIXTURE_VARIANT_ADD(files, coherent)
+{
+	.unit = COHERENT_ONE,
+};
+
+FIXTURE_SETUP(files)
+{
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->fd = test_open(variant->unit);
+	self->other = test_open(variant->unit);
+	self->pagemap = test_open_pagemap();
+	self->here = local_memory(variant->unit);
+	ASSERT_TRUE(make_mirror(NPAGES));
+	self->map = test_mmap(&anon, NPAGES);
+	cpu_writes(self->map, NPAGES, CPU);
+}
+
+FIXTURE_TEARDOWN(files)
+{
+	close(self->other);
+}
+
+TEST_F(files, share_device_memory)
+{
+	test_cmd_to_dev(self->map, NPAGES, CPU);
+	test_other_sees(self->map, NPAGES, self->here);
+	test_other_writes(self->map, NPAGES, CHILD);
+	test_other_sees(self->map, NPAGES, self->here);
+	test_cmd_read(self->map, NPAGES, CHILD);
+	test_faults(0);
+	ASSERT_TRUE(moves_back(self->other, self->map, NPAGES, NPAGES));
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CHILD));
+}
+
+TEST_F(files, one_closes)
+{
+	test_cmd_to_dev(self->map, 40, CPU);
+	test_other_moves(at(self->map, 40), NPAGES - 40, CPU);
+	ASSERT_EQ(0, close(self->fd));
+	test_other_sees(self->map, 40, SEES_WRITE);
+	test_other_sees(at(self->map, 40), NPAGES - 40, self->here);
+	test_other_reads(self->map, NPAGES, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+}
+
+TEST_F(files, one_releases)
+{
+	test_cmd_to_dev(self->map, 40, CPU);
+	test_other_moves(at(self->map, 40), NPAGES - 40, CPU);
+	test_cmd_release();
+	test_cmd_snapshot(self->map, 40, SEES_WRITE);
+	test_cmd_snapshot(at(self->map, 40), NPAGES - 40, self->here);
+	ASSERT_EQ(0, close(self->fd));
+	test_other_sees(at(self->map, 40), NPAGES - 40, self->here);
+}
+
+/* A child's file is another one still, and goes with the child. */
+TEST_F(files, child_closes)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_to_dev(self->map, 40, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid) {
+		int dev = open_device(variant->unit);
+
+		_exit(!moves(dev, at(self->map, 40), NPAGES - 40, CPU) || close(dev) ||
+		      !sees(self->other, self->map, 40, read_only(self->here)));
+	}
+
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_cmd_snapshot(self->map, 40, read_only(self->here));
+	test_cmd_snapshot(at(self->map, 40), NPAGES - 40, SEES_READ);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+}
+
+/*
+ * Exclusive access: the device has the page for itself, until somebody else
+ * comes for it.
+ */
+FIXTURE(exclusive)
+{
+	int fd, other, pagemap;
+	char *map;
+};
+
+FIXTURE_VARIANT(exclusive)
+{
+	int unit, other;
+};
+
+FIXTURE_VARIANT_ADD(exclusive, private)
+{
+	.unit = PRIVATE_ONE,
+	.other = PRIVATE_TWO,
+};
+
+FIXTURE_VARIANT_ADD(exclusive, coherent)
+{
+	.unit = COHERENT_ONE,
+	.other = COHERENT_TWO,
+};
+
+FIXTURE_VARIANT_ADD(exclusive, private_twice)
+{
+	.unit = PRIVATE_ONE,
+	.other = PRIVATE_ONE,
+};
+
+FIXTURE_SETUP(exclusive)
+{
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->fd = test_open(variant->unit);
+	self->other = test_open(variant->other);
+	self->pagemap = test_open_pagemap();
+	ASSERT_TRUE(make_mirror(NPAGES));
+	self->map = test_mmap(&anon, NPAGES);
+	cpu_writes(self->map, NPAGES, CPU);
+}
+
+FIXTURE_TEARDOWN(exclusive)
+{
+	close(self->other);
+}
+
+/* The CPU has no access, and a snapshot leaves that as it is. */
+TEST_F(exclusive, gained)
+{
+	test_exclusive(self->map, NPAGES, 0);
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_exclusive(self->map, NPAGES, NPAGES);
+	test_entries(self->map, NPAGES, PM_PRESENT, 0);
+	test_cmd_snapshot(self->map, NPAGES, SEES_NONE);
+	test_exclusive(self->map, NPAGES, NPAGES);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+}
+
+TEST_F(exclusive, gained_again)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_exclusive(self->map, NPAGES, NPAGES);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+	test_exclusive(self->map, NPAGES, 0);
+}
+
+TEST_F(exclusive, gained_in_part)
+{
+	test_cmd_exclusive(at(self->map, 40), 10, CPU);
+	test_exclusive(self->map, NPAGES, 10);
+	test_exclusive(at(self->map, 40), 10, 10);
+	test_cmd_snapshot(self->map, 40, SEES_WRITE);
+	test_cmd_snapshot(at(self->map, 50), NPAGES - 50, SEES_WRITE);
+	test_cmd_read(self->map, NPAGES, CPU);
+}
+
+TEST_F(exclusive, read_by_device)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_read(self->map, NPAGES, CPU);
+	test_faults(0);
+	test_exclusive(self->map, NPAGES, NPAGES);
+}
+
+TEST_F(exclusive, written_by_device)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	test_faults(0);
+	test_exclusive(self->map, NPAGES, NPAGES);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+}
+
+/* One page touched is one page lost. */
+TEST_F(exclusive, read_by_cpu)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	ASSERT_TRUE(cpu_sees(at(self->map, 33), 1, CPU));
+	test_exclusive(self->map, NPAGES, NPAGES - 1);
+	test_exclusive(at(self->map, 33), 1, 0);
+	test_cmd_snapshot(at(self->map, 33), 1, SEES_WRITE);
+	test_cmd_read(self->map, NPAGES, CPU);
+	test_exclusive(self->map, 33, 33);
+}
+
+TEST_F(exclusive, written_by_cpu)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	cpu_writes(at(self->map, 33), 1, CHILD);
+	test_exclusive(self->map, NPAGES, NPAGES - 1);
+	test_cmd_read(at(self->map, 33), 1, CHILD);
+	test_cmd_write(at(self->map, 33), 1, DEVICE);
+	ASSERT_TRUE(cpu_sees(at(self->map, 33), 1, DEVICE));
+}
+
+TEST_F(exclusive, touched_by_kernel)
+{
+	int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+
+	ASSERT_GE(mem, 0);
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	ASSERT_TRUE(file_holds_at(mem, (uintptr_t)self->map, self->map, NPAGES, DEVICE));
+	test_exclusive(self->map, NPAGES, 0);
+}
+
+TEST_F(exclusive, read_by_other)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	test_other_reads(at(self->map, 33), 1, DEVICE);
+	test_exclusive(self->map, NPAGES, NPAGES - 1);
+	test_other_writes(self->map, NPAGES, CHILD);
+	test_exclusive(self->map, NPAGES, 0);
+	test_cmd_read(self->map, NPAGES, CHILD);
+}
+
+TEST_F(exclusive, gained_by_other)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	ASSERT_TRUE(seizes(self->other, self->map, NPAGES, DEVICE));
+	test_exclusive(self->map, NPAGES, 0);
+	ASSERT_EQ(NPAGES, count_exclusive(self->other, self->map, NPAGES));
+	test_cmd_read(self->map, NPAGES, DEVICE);
+	ASSERT_EQ(0UL, count_exclusive(self->other, self->map, NPAGES));
+}
+
+/* A device that merely had the memory mapped has to learn of it, too. */
+TEST_F(exclusive, taken_by_other)
+{
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	ASSERT_TRUE(seizes(self->other, self->map, NPAGES, DEVICE));
+	test_other_writes(self->map, NPAGES, CHILD);
+	ASSERT_EQ(NPAGES, count_exclusive(self->other, self->map, NPAGES));
+	test_cmd_read(self->map, NPAGES, CHILD);
+	test_faults(1);
+	ASSERT_EQ(0UL, count_exclusive(self->other, self->map, NPAGES));
+}
+
+/* The child gets what the device wrote before, and nothing of what it writes after. */
+TEST_F(exclusive, forked)
+{
+	pid_t pid;
+	int hold;
+
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, CHILD);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, NPAGES, CHILD));
+
+	test_exclusive(self->map, NPAGES, 0);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+}
+
+/* What is shared with a child is copied before anybody has it for himself. */
+TEST_F(exclusive, forked_before)
+{
+	pid_t pid;
+	int hold;
+
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, NPAGES, CPU));
+
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	test_faults(0);
+	test_exclusive(self->map, NPAGES, NPAGES);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+}
+
+TEST_F(exclusive, made_read_only)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_mprotect(self->map, NPAGES, PROT_READ);
+	test_exclusive(self->map, NPAGES, 0);
+	test_err_write(EPERM, self->map, NPAGES);
+	test_cmd_read(self->map, NPAGES, CPU);
+	test_err_exclusive(EPERM, self->map, NPAGES);
+	test_mprotect(self->map, NPAGES, PROT_READ | PROT_WRITE);
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+}
+
+TEST_F(exclusive, access_taken)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_mprotect(self->map, NPAGES, PROT_NONE);
+	test_exclusive(self->map, NPAGES, 0);
+	test_err_access(EFAULT, self->map, NPAGES);
+	test_err_exclusive(EFAULT, self->map, NPAGES);
+	test_mprotect(self->map, NPAGES, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+}
+
+TEST_F(exclusive, unmapped)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_munmap(at(self->map, 40), NPAGES - 40);
+	test_exclusive(self->map, NPAGES, 40);
+	test_err_access(EFAULT, self->map, NPAGES);
+	test_err_exclusive(EFAULT, self->map, NPAGES);
+	test_exclusive(self->map, 40, 40);
+	ASSERT_TRUE(cpu_sees(self->map, 40, CPU));
+}
+
+TEST_F(exclusive, discarded)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_madvise(self->map, NPAGES, MADV_DONTNEED);
+	test_exclusive(self->map, NPAGES, 0);
+	test_cmd_read(self->map, NPAGES, NOBODY);
+	test_cmd_exclusive(self->map, NPAGES, NOBODY);
+}
+
+TEST_F(exclusive, moved)
+{
+	char *to = another_place(NPAGES * psize(), 3);
+
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_mremap(self->map, NPAGES, to, 0);
+	test_exclusive(self->map, NPAGES, 0);
+	test_exclusive(to, NPAGES, 0);
+	test_err_access(EFAULT, self->map, NPAGES);
+	ASSERT_TRUE(holds(to, self->map, NPAGES, CPU));
+}
+
+TEST_F(exclusive, not_paged_out)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	test_madvise(self->map, NPAGES, MADV_PAGEOUT);
+	test_exclusive(self->map, NPAGES, NPAGES);
+	test_cmd_read(self->map, NPAGES, DEVICE);
+	test_faults(0);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+}
+
+TEST_F(exclusive, swapped_out_before)
+{
+	ASSERT_TRUE(stay_on_this_cpu());
+	if (!page_out(self->pagemap, self->map, NPAGES))
+		SKIP(return, "no swap, or not enough of it");
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+	ASSERT_TRUE(page_out(self->pagemap, self->map, NPAGES));
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+}
+
+/* A page that the CPU has no access to does not move. */
+TEST_F(exclusive, then_to_dev)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	test_err_to_dev(ENOENT, self->map, NPAGES);
+	test_cmd_read(self->map, NPAGES, DEVICE);
+	test_cmd_to_dev(self->map, NPAGES, DEVICE);
+	test_cmd_snapshot(self->map, NPAGES, local_memory(variant->unit));
+	test_exclusive(self->map, NPAGES, 0);
+}
+
+TEST_F(exclusive, at_device_before)
+{
+	test_cmd_to_dev(self->map, NPAGES, CPU);
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_exclusive(self->map, NPAGES, NPAGES);
+	test_cmd_snapshot(self->map, NPAGES, SEES_NONE);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	test_faults(0);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+}
+
+TEST_F(exclusive, release)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	test_cmd_release();
+	test_exclusive(self->map, NPAGES, 0);
+	test_cmd_read(self->map, NPAGES, DEVICE);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+}
+
+TEST_F(exclusive, close)
+{
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_cmd_write(self->map, NPAGES, DEVICE);
+	ASSERT_EQ(0, close(self->fd));
+	test_other_reads(self->map, NPAGES, DEVICE);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
+}
+
+TEST_F(exclusive, read_only_page_in_range)
+{
+	test_mprotect(at(self->map, 40), 1, PROT_READ);
+	test_err_exclusive(EPERM, self->map, NPAGES);
+	test_exclusive(at(self->map, 40), NPAGES - 40, 0);
+	test_cmd_exclusive(at(self->map, 41), NPAGES - 41, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+}
+
+/* Takes all of the memory again and again, and writes to every other page. */
+static bool contends_for_all(struct worker *worker)
+{
+	for (int i = 0; i < ROUNDS; i++) {
+		if (_test_cmd_exclusive(worker->dev, worker->map, worker->npages) &&
+		    errno != EBUSY && errno != ENOENT)
+			return done(-1);
+		for (size_t j = worker->first; j < worker->npages; j += worker->step)
+			if (!writes_own(worker, j) || !reads_own(worker, j))
+				return false;
+	}
+	return true;
+}
+
+TEST_F_TIMEOUT(exclusive, contend, 120)
+{
+	struct worker workers[] = {
+		{ contends_for_all, self->fd, self->map, 20, 0, 2, DEVICE },
+		{ contends_for_all, self->other, self->map, 20, 1, 2, CHILD },
+	};
+
+	ASSERT_TRUE(work_at_once(workers, ARRAY_SIZE(workers)));
+	for (size_t i = 0; i < 20; i++)
+		ASSERT_TRUE(page_is_of(self->map, i, i & 1 ? CHILD : DEVICE));
+	ASSERT_TRUE(cpu_sees(at(self->map, 20), NPAGES - 20, CPU));
+}
+
+/*
+ * userfaultfd and device memory: what user space forbids the CPU it forbids the
+ * device.
+ */
+FIXTURE(uffd_devmem)
+{
+	int fd, pagemap, uffd;
+	char *map;
+	unsigned char here;
+};
+
+FIXTURE_VARIANT(uffd_devmem)
+{
+	int unit;
+};
+
+FIXTURE_VARIANT_ADD(uffd_devmem, private)
+{
+	.unit = PRIVATE_ONE,
+};
+
+FIXTURE_VARIANT_ADD(uffd_devmem, coherent)
+{
+	.unit = COHERENT_ONE,
+};
+
+FIXTURE_SETUP(uffd_devmem)
+{
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->uffd = uffd_open();
+	if (uffd_lacks(self->uffd, &anon))
+		SKIP(return, "%s", uffd_lacks(self->uffd, &anon));
+	self->fd = test_open(variant->unit);
+	self->pagemap = test_open_pagemap();
+	self->here = local_memory(variant->unit);
+	ASSERT_TRUE(make_mirror(NPAGES));
+	self->map = test_mmap(&anon, NPAGES);
+}
+
+FIXTURE_TEARDOWN(uffd_devmem)
+{
+	close(self->uffd);
+	test_close();
+}
+
+/* Where user space has to bring the page, the device does not. */
+TEST_F(uffd_devmem, missing)
+{
+	test_uffd_missing(self->map, NPAGES);
+	ASSERT_TRUE(serve_faults(self->uffd, 1));
+	test_err_to_dev(ENOENT, self->map, NPAGES);
+	test_entries(self->map, NPAGES, POPULATED, 0);
+	EXPECT_EQ(0UL, served);
+	test_cmd_read_unlocked(self->map, NPAGES, UFFD);
+	test_cmd_to_dev(self->map, NPAGES, UFFD);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, UFFD));
+}
+
+TEST_F(uffd_devmem, write_protected)
+{
+	cpu_writes(self->map, NPAGES, CPU);
+	test_cmd_to_dev(self->map, NPAGES, CPU);
+	test_uffd_wp(self->map, NPAGES);
+	test_uffd_protect(self->map, 40);
+	test_cmd_snapshot(self->map, 40, read_only(self->here));
+	test_cmd_snapshot(at(self->map, 40), NPAGES - 40, self->here);
+	test_cmd_read(self->map, NPAGES, CPU);
+	test_err_write(EFAULT, self->map, 40);
+	test_cmd_write(at(self->map, 40), NPAGES - 40, DEVICE);
+	test_faults(0);
+	ASSERT_TRUE(cpu_sees(self->map, 40, CPU));
+	test_uffd_unprotect(self->map, 40);
+	test_cmd_write(self->map, 40, DEVICE);
+}
+
+TEST_F(uffd_devmem, write_protected_before)
+{
+	cpu_writes(self->map, NPAGES, CPU);
+	test_uffd_wp(self->map, NPAGES);
+	test_uffd_protect(self->map, NPAGES);
+	test_cmd_to_dev(self->map, NPAGES, CPU);
+	test_cmd_snapshot(self->map, NPAGES, read_only(self->here));
+	test_entries(self->map, NPAGES, PM_UFFD_WP, NPAGES);
+	test_cmd_to_sys(self->map, NPAGES, NPAGES);
+	test_entries(self->map, NPAGES, PM_UFFD_WP, NPAGES);
+	test_err_write(EFAULT, self->map, NPAGES);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+}
+
+TEST_F(uffd_devmem, write_protected_while_exclusive)
+{
+	cpu_writes(self->map, NPAGES, CPU);
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+	test_uffd_wp(self->map, NPAGES);
+	test_uffd_protect(self->map, NPAGES);
+	test_exclusive(self->map, NPAGES, 0);
+	test_err_write(EFAULT, self->map, NPAGES);
+	test_err_exclusive(EFAULT, self->map, NPAGES);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+	test_uffd_unprotect(self->map, NPAGES);
+	test_cmd_exclusive(self->map, NPAGES, CPU);
+}
+
+/*
+ * HMM's own calls: raw requests go in, raw outputs come out.
+ */
+FIXTURE(raw)
+{
+	int fd, pagemap;
+	__u64 *pfns;
+	unsigned int flags;
+};
+
+FIXTURE_VARIANT(raw)
+{
+	unsigned int flags;
+};
+
+FIXTURE_VARIANT_ADD(raw, locked)
+{
+	.flags = 0,
+};
+
+FIXTURE_VARIANT_ADD(raw, unlocked)
+{
+	.flags = HMM_DMIRROR_FAULT_UNLOCKED,
+};
+
+#define TIMEOUT_MS	1000
+
+/* One call of HMM for bytes from @start to @end, exclusive. */
+static int _test_fault_bytes(int dev, uintptr_t start, uintptr_t end, __u64 *pfns,
+			     unsigned int flags, __u64 requests, __u64 mask)
+{
+	memset(&inside, 0, sizeof(inside));
+	inside.fault.start = start;
+	inside.fault.end = end;
+	inside.fault.pfns = (uintptr_t)pfns;
+	inside.fault.default_flags = requests;
+	inside.fault.pfn_flags_mask = mask;
+	inside.fault.timeout = TIMEOUT_MS;
+	return _test_inside(dev, HMM_DMIRROR_OP_FAULT, flags);
+}
+
+static int _test_fault(int dev, void *addr, size_t npages, __u64 *pfns,
+		       unsigned int flags, __u64 requests, __u64 mask)
+{
+	uintptr_t start = (uintptr_t)addr;
+
+	return _test_fault_bytes(dev, start, start + npages * psize(), pfns, flags,
+				 requests, mask);
+}
+
+static int _test_inject(int dev, unsigned int point, unsigned int action, __u64 count)
+{
+	memset(&inside, 0, sizeof(inside));
+	inside.inject.point = point;
+	inside.inject.action = action;
+	inside.inject.count = count;
+	return _test_inside(dev, HMM_DMIRROR_OP_INJECT, 0);
+}
+
+/* Not by the answer that all share: somebody else's command is under way. */
+static int _test_await(int dev, unsigned int point)
+{
+	struct hmm_dmirror_test test = {
+		.size = sizeof(test),
+		.op = HMM_DMIRROR_OP_AWAIT,
+		.await.point = point,
+		.await.timeout = 10000,
+	};
+
+	return ioctl(dev, HMM_DMIRROR_TEST, &test);
+}
+
+static int _test_resume(int dev, unsigned int point)
+{
+	struct hmm_dmirror_test test = {
+		.size = sizeof(test),
+		.op = HMM_DMIRROR_OP_RESUME,
+		.resume.point = point,
+	};
+
+	return ioctl(dev, HMM_DMIRROR_TEST, &test);
+}
+
+static void request(__u64 *pfns, size_t first, size_t n, size_t step, __u64 requests)
+{
+	for (size_t i = first; i < n; i += step)
+		pfns[i] = requests;
+}
+
+/* Of @npages elements from @first on, are the flags in @mask just @flags? */
+static bool flagged(const __u64 *pfns, size_t first, size_t npages, __u64 mask, __u64 flags)
+{
+	for (size_t i = first; i < first + npages; i++) {
+		if ((pfns[i] & mask) == flags)
+			continue;
+		ksft_print_msg("element %zu: %#llx, not %#llx\n", i,
+			       (unsigned long long)(pfns[i] & mask),
+			       (unsigned long long)flags);
+		return false;
+	}
+	return true;
+}
+
+static unsigned int order_of(__u64 pfn)
+{
+	return (pfn & HMM_DMIRROR_PFN_ORDER_MASK) >> HMM_DMIRROR_PFN_ORDER_SHIFT;
+}
+
+/* One mapping of @order, each of whose pages follows the one before. */
+static bool in_one_piece(const __u64 *pfns, size_t npages, unsigned int order)
+{
+	for (size_t i = 0; i < npages; i++)
+		if (order_of(pfns[i]) != order || pfns[i] != pfns[0] + i)
+			return false;
+	return true;
+}
+
+#define REQ_READ	HMM_DMIRROR_PFN_REQ_FAULT
+#define REQ_WRITE	(HMM_DMIRROR_PFN_REQ_FAULT | HMM_DMIRROR_PFN_REQ_WRITE)
+#define OUT_READ	HMM_DMIRROR_PFN_VALID
+#define OUT_WRITE	(HMM_DMIRROR_PFN_VALID | HMM_DMIRROR_PFN_WRITE)
+#define OUT_ERROR	HMM_DMIRROR_PFN_ERROR
+#define OUT_FLAGS	(OUT_WRITE | OUT_ERROR)
+#define STICKY		(HMM_DMIRROR_PFN_DMA_MAPPED | HMM_DMIRROR_PFN_P2PDMA |		\
+			 HMM_DMIRROR_PFN_P2PDMA_BUS)
+#define ALL_BITS	(~0ULL)
+
+/* @fail is 0 or the errno due. */
+#define test_fault(fail, addr, npages, requests, mask)				\
+({										\
+	int __ret = _test_fault(self->fd, addr, npages, self->pfns, self->flags,	\
+				requests, mask);				\
+										\
+	ASSERT_EQ(fail, __ret ? errno : 0);					\
+})
+
+#define test_inject(point, action, count)					\
+	ASSERT_EQ(0, _test_inject(self->fd, HMM_DMIRROR_POINT_##point,		\
+				  HMM_DMIRROR_INJECT_##action, count))
+#define test_await(point)							\
+	ASSERT_EQ(0, _test_await(self->fd, HMM_DMIRROR_POINT_##point))
+#define test_resume(point)							\
+	ASSERT_EQ(0, _test_resume(self->fd, HMM_DMIRROR_POINT_##point))
+#define test_stats()								\
+	ASSERT_EQ(0, _test_stats(self->fd))
+
+FIXTURE_SETUP(raw)
+{
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	self->pagemap = test_open_pagemap();
+	self->flags = variant->flags;
+	ASSERT_TRUE(make_mirror(2 * pages(pmd_size())));
+	self->pfns = calloc(2 * pages(pmd_size()), sizeof(*self->pfns));
+	ASSERT_NE(NULL, self->pfns);
+}
+
+FIXTURE_TEARDOWN(raw)
+{
+	test_close();
+}
+
+/* Each page is faulted as its own element asks: half of them not at all. */
+TEST_F(raw, read_requests_by_page)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	request(self->pfns, 0, NPAGES, 2, REQ_READ);
+	test_fault(0, map, NPAGES, 0, ALL_BITS);
+	EXPECT_EQ(NPAGES / 2, inside.fault.faults);
+	test_entries(map, NPAGES, PM_PRESENT, NPAGES / 2);
+	for (size_t i = 0; i < NPAGES; i++)
+		EXPECT_EQ(i & 1 ? 0 : OUT_READ, self->pfns[i] & OUT_FLAGS);
+}
+
+/* Of pages that can all be read, those are made writable that are to be. */
+TEST_F(raw, write_requests_by_page)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_touches(map, NPAGES);
+	request(self->pfns, 0, NPAGES, 1, REQ_READ);
+	request(self->pfns, 0, NPAGES, 5, REQ_WRITE);
+	test_fault(0, map, NPAGES, 0, ALL_BITS);
+	EXPECT_EQ(NPAGES / 5, inside.fault.faults);
+	for (size_t i = 0; i < NPAGES; i++)
+		EXPECT_EQ(i % 5 ? OUT_READ : OUT_WRITE, self->pfns[i] & OUT_FLAGS);
+}
+
+TEST_F(raw, requests_for_all)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	test_fault(0, map, NPAGES, REQ_READ, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, OUT_FLAGS, OUT_READ));
+	test_fault(0, map, NPAGES, REQ_WRITE, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, OUT_FLAGS, OUT_WRITE));
+}
+
+/* What all pages are to have, and some more than that. */
+TEST_F(raw, requests_for_all_and_by_page)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	request(self->pfns, 3, NPAGES, 4, HMM_DMIRROR_PFN_REQ_WRITE);
+	test_fault(0, map, NPAGES, REQ_READ, HMM_DMIRROR_PFN_REQ_WRITE);
+	for (size_t i = 0; i < NPAGES; i++)
+		EXPECT_EQ(i % 4 == 3 ? OUT_WRITE : OUT_READ, self->pfns[i] & OUT_FLAGS);
+}
+
+/* The mask says which bits of an element count. */
+TEST_F(raw, requests_masked_out)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	request(self->pfns, 0, NPAGES, 1, REQ_WRITE);
+	test_fault(0, map, NPAGES, 0, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, ALL_BITS, 0));
+	test_entries(map, NPAGES, POPULATED, 0);
+
+	request(self->pfns, 0, NPAGES, 1, REQ_WRITE);
+	test_fault(0, map, NPAGES, 0, REQ_READ);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, OUT_FLAGS, OUT_READ));
+}
+
+/* To write is no request if to be there is not. */
+TEST_F(raw, write_alone_requests_nothing)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	request(self->pfns, 0, NPAGES, 1, HMM_DMIRROR_PFN_REQ_WRITE);
+	test_fault(0, map, NPAGES, HMM_DMIRROR_PFN_REQ_WRITE, ALL_BITS);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, ALL_BITS, 0));
+	test_entries(map, NPAGES, POPULATED, 0);
+}
+
+TEST_F(raw, arguments)
+{
+	uintptr_t map = (uintptr_t)test_mmap(&anon, NPAGES), page = psize();
+	const uintptr_t ranges[][2] = {
+		{ map, map }, { map + page, map }, { map + 1, map + page },
+		{ map, map + page - 1 }, { map + 8, map + 8 + page },
+		{ 0 - 2 * page, 0 - page + 1 }, { 0 - page, 0 },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(ranges); i++) {
+		self->pfns[0] = ALL_BITS;
+		errno = 0;
+		EXPECT_EQ(-1, _test_fault_bytes(self->fd, ranges[i][0], ranges[i][1],
+						self->pfns, self->flags, REQ_READ, 0));
+		EXPECT_EQ(EINVAL, errno);
+		EXPECT_EQ(ALL_BITS, self->pfns[0]);
+	}
+}
+
+/* What HMM shall keep for the driver, in every pattern there is. */
+static __u64 sticky(size_t page)
+{
+	return (__u64)(page % 8) << __builtin_ctzll(HMM_DMIRROR_PFN_P2PDMA_BUS);
+}
+
+static bool kept(const __u64 *pfns, size_t npages)
+{
+	for (size_t i = 0; i < npages; i++)
+		if ((pfns[i] & STICKY) != sticky(i))
+			return false;
+	return true;
+}
+
+static void stick(__u64 *pfns, size_t npages, __u64 requests)
+{
+	for (size_t i = 0; i < npages; i++)
+		pfns[i] = sticky(i) | requests;
+}
+
+TEST_F(raw, sticky_bits)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_writes(map, NPAGES / 2, CPU);
+	stick(self->pfns, NPAGES, 0);
+	test_fault(0, map, NPAGES, 0, 0);
+	ASSERT_TRUE(kept(self->pfns, NPAGES));
+	stick(self->pfns, NPAGES, REQ_WRITE);
+	test_fault(0, map, NPAGES, 0, ALL_BITS);
+	ASSERT_TRUE(kept(self->pfns, NPAGES));
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, OUT_FLAGS, OUT_WRITE));
+}
+
+/* A failure leaves what comes after it as it was. */
+TEST_F(raw, fault_fails)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	test_munmap(at(map, 60), 1);
+	stick(self->pfns, NPAGES, REQ_READ);
+	test_fault(EFAULT, map, NPAGES, 0, ALL_BITS);
+	ASSERT_TRUE(kept(self->pfns, NPAGES));
+	ASSERT_TRUE(flagged(self->pfns, 60, NPAGES - 60, OUT_FLAGS, REQ_READ));
+	test_entries(map, 60, PM_PRESENT, 60);
+	test_entries(at(map, 61), NPAGES - 61, POPULATED, 0);
+}
+
+TEST_F(raw, write_not_permitted)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	test_mprotect(map, NPAGES, PROT_READ);
+	stick(self->pfns, NPAGES, REQ_READ);
+	self->pfns[40] |= HMM_DMIRROR_PFN_REQ_WRITE;
+	test_fault(EPERM, map, NPAGES, 0, ALL_BITS);
+	ASSERT_TRUE(kept(self->pfns, NPAGES));
+	test_entries(map, NPAGES, PM_PRESENT, 40);
+}
+
+/* Nobody's request needs what cannot be had. */
+TEST_F(raw, errors_without_request)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	test_munmap(at(map, 10), 10);
+	test_mprotect(at(map, 50), 10, PROT_NONE);
+	request(self->pfns, 0, 10, 1, REQ_READ);
+	test_fault(0, map, NPAGES, 0, ALL_BITS);
+	ASSERT_TRUE(flagged(self->pfns, 0, 10, OUT_FLAGS, OUT_READ));
+	ASSERT_TRUE(flagged(self->pfns, 10, 10, ALL_BITS, OUT_ERROR));
+	ASSERT_TRUE(flagged(self->pfns, 20, 30, ALL_BITS, 0));
+	ASSERT_TRUE(flagged(self->pfns, 50, 10, ALL_BITS, OUT_ERROR));
+	ASSERT_TRUE(flagged(self->pfns, 60, 40, ALL_BITS, 0));
+}
+
+/* A huge entry is told whole, whatever part of it the range has. */
+TEST_F(raw, order_at_edges)
+{
+	size_t huge = pages(pmd_size());
+	const struct backing hugetlb = {
+		.kind = HUGETLB, .share = MAP_PRIVATE, .level = PMD,
+	};
+	char *map;
+
+	if (lacks(&hugetlb))
+		SKIP(return, "%s", lacks(&hugetlb));
+	map = test_mmap(&hugetlb, 2 * huge);
+	cpu_writes(map, 2 * huge, CPU);
+	for (size_t first = 0; first < huge; first = first * 3 + 1) {
+		test_fault(0, at(map, first), huge - first, 0, 0);
+		ASSERT_TRUE(in_one_piece(self->pfns, huge - first, pmd_order()));
+		test_fault(0, at(map, first), huge, 0, 0);
+		ASSERT_TRUE(in_one_piece(self->pfns, huge - first, pmd_order()));
+		ASSERT_TRUE(in_one_piece(self->pfns + huge - first, first, pmd_order()));
+	}
+}
+
+/* An entry needs what any of its pages asks for, be it the last. */
+TEST_F(raw, entry_answers_for_each_page)
+{
+	const struct backing hugetlb = {
+		.kind = HUGETLB, .share = MAP_PRIVATE, .level = PMD,
+	};
+	size_t huge = pages(pmd_size());
+	char *map;
+	pid_t pid;
+	int hold;
+
+	if (lacks(&hugetlb))
+		SKIP(return, "%s", lacks(&hugetlb));
+	map = test_mmap(&hugetlb, huge);
+	cpu_writes(map, huge, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(map, huge, CPU));
+
+	request(self->pfns, 0, huge, 1, REQ_READ);
+	test_fault(0, map, huge, 0, ALL_BITS);
+	ASSERT_TRUE(flagged(self->pfns, 0, huge, OUT_FLAGS, OUT_READ));
+	request(self->pfns, 0, huge, 1, 0);
+	self->pfns[huge - 1] = REQ_WRITE;
+	test_fault(0, map, huge, 0, ALL_BITS);
+	ASSERT_TRUE(flagged(self->pfns, 0, huge, OUT_FLAGS, OUT_WRITE));
+	ASSERT_TRUE(child_agrees(pid, hold));
+}
+
+/* Who owns no device memory has it brought back. */
+TEST_F(raw, device_memory_of_nobody)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	cpu_writes(map, NPAGES, CPU);
+	ASSERT_EQ(0, _test_cmd(self->fd, HMM_DMIRROR_MIGRATE_TO_DEV, map, NPAGES, mirror));
+	test_fault(0, map, NPAGES, 0, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, OUT_FLAGS, OUT_WRITE));
+
+	self->flags |= HMM_DMIRROR_FAULT_NO_OWNER;
+	test_fault(0, map, NPAGES, 0, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, ALL_BITS, 0));
+	test_fault(0, map, NPAGES, REQ_READ, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, OUT_FLAGS, OUT_WRITE));
+	test_entries(map, NPAGES, PM_PRESENT, NPAGES);
+	test_stats();
+	EXPECT_EQ(NPAGES, inside.stats.pages_in);
+	EXPECT_EQ(NPAGES, inside.stats.pages_out);
+	EXPECT_EQ(0, inside.stats.bytes);
+}
+
+/*
+ * A gate in the midst of memory: whoever faults there meets what the test has
+ * in mind for him.
+ */
+#define GATE		((size_t)50)
+
+static char *map_with_gate(int dev, size_t npages)
+{
+	char *map = map_backing(&anon, NPAGES * psize(), NULL);
+	char *gate = at(map, GATE);
+
+	if (map == MAP_FAILED)
+		return map;
+	if (mmap(gate, npages * psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		 dev, HMM_DMIRROR_GATE_OFFSET) != gate)
+		return MAP_FAILED;
+	return map;
+}
+
+#define test_mmap_with_gate(npages)						\
+({										\
+	char *__map = map_with_gate(self->fd, npages);				\
+										\
+	ASSERT_NE(MAP_FAILED, __map);						\
+	__map;									\
+})
+
+TEST_F(raw, fault_handler_fails)
+{
+	char *map = test_mmap_with_gate(1);
+
+	stick(self->pfns, NPAGES, REQ_READ);
+	test_inject(GATE, SIGBUS, 1);
+	test_fault(EFAULT, map, NPAGES, 0, ALL_BITS);
+	test_inject(GATE, HWPOISON, 1);
+	test_fault(EFAULT, map, NPAGES, REQ_READ, 0);
+	test_inject(GATE, OOM, 1);
+	test_fault(ENOMEM, map, NPAGES, REQ_READ, 0);
+	ASSERT_TRUE(kept(self->pfns, NPAGES));
+	test_entries(map, NPAGES, PM_PRESENT, GATE);
+	test_fault(0, map, NPAGES, REQ_READ, 0);
+}
+
+/* The lock that a fault drops is the caller's only if he lets HMM have it. */
+TEST_F(raw, lock_dropped)
+{
+	char *map = test_mmap_with_gate(1);
+
+	stick(self->pfns, NPAGES, REQ_WRITE);
+	test_inject(GATE, DROP, 1);
+	test_fault(self->flags ? 0 : EFAULT, map, NPAGES, 0, ALL_BITS);
+	ASSERT_TRUE(kept(self->pfns, NPAGES));
+	test_entries(map, NPAGES, PM_PRESENT, self->flags ? NPAGES : GATE);
+}
+
+TEST_F(raw, invalidated_once)
+{
+	char *map = test_mmap_with_gate(1);
+
+	request(self->pfns, 0, NPAGES, 3, REQ_WRITE);
+	test_inject(GATE, INVALIDATE, 1);
+	request(self->pfns, GATE, GATE + 1, 1, REQ_READ);
+	test_fault(0, map, NPAGES, 0, ALL_BITS);
+	EXPECT_EQ(self->flags ? 1 : 2, inside.fault.tries);
+	for (size_t i = 0; i < NPAGES; i++)
+		if (i != GATE)
+			EXPECT_EQ(i % 3 ? 0 : OUT_WRITE, self->pfns[i] & OUT_FLAGS);
+	test_entries(map, NPAGES, PM_PRESENT, NPAGES / 3 + 2);
+}
+
+static long ms_since(const struct timespec *began)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (now.tv_sec - began->tv_sec) * 1000 +
+	       (now.tv_nsec - began->tv_nsec) / 1000000;
+}
+
+/* Each of the gate's two pages goes when the other one comes. */
+TEST_F(raw, invalidated_for_too_long)
+{
+	char *map = test_mmap_with_gate(2);
+	struct timespec began;
+
+	test_inject(GATE, INVALIDATE, ~0ULL);
+	stick(self->pfns, NPAGES, REQ_READ);
+	clock_gettime(CLOCK_MONOTONIC, &began);
+	test_fault(EBUSY, map, NPAGES, 0, ALL_BITS);
+	EXPECT_LE(TIMEOUT_MS, ms_since(&began));
+	ASSERT_TRUE(kept(self->pfns, NPAGES));
+}
+
+/*
+ * Races: a thread's call waits in the gate, with half of its range done, while
+ * the test does something to that range.
+ */
+FIXTURE(race)
+{
+	int fd, pagemap;
+	char *map;
+	__u64 *pfns;
+	unsigned int flags;
+	__u64 requests;
+	int fail;
+	pthread_t thread;
+};
+
+FIXTURE_SETUP(race)
+{
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	self->pagemap = test_open_pagemap();
+	self->pfns = calloc(NPAGES, sizeof(*self->pfns));
+	ASSERT_NE(NULL, self->pfns);
+	ASSERT_TRUE(make_mirror(NPAGES));
+	self->map = map_with_gate(self->fd, 1);
+	ASSERT_NE(MAP_FAILED, self->map);
+}
+
+FIXTURE_TEARDOWN(race)
+{
+	test_close();
+}
+
+static void *run_race(void *arg)
+{
+	FIXTURE_DATA(race) * self = arg;
+	int ret = _test_fault(self->fd, self->map, NPAGES, self->pfns,
+			      HMM_DMIRROR_FAULT_UNLOCKED, self->requests, ALL_BITS);
+
+	self->fail = ret ? errno : 0;
+	return NULL;
+}
+
+/* Somebody has got half way through the range, and holds no lock. */
+#define test_race_begin(req)							\
+({										\
+	self->requests = req;							\
+	test_inject(GATE, DROP_AND_WAIT, 1);					\
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_race, self));	\
+	test_await(GATE);							\
+})
+
+/* He goes on, and fails with @error unless that is 0. */
+#define test_race_end(error)							\
+({										\
+	test_resume(GATE);							\
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));				\
+	ASSERT_EQ(error, self->fail);						\
+})
+
+/* All is as the CPU has it now: the pages say so themselves. */
+#define test_race_agrees()							\
+({										\
+	char __sights[NPAGES];							\
+										\
+	ASSERT_EQ(0, _test_cmd_snapshot(self->fd, self->map, NPAGES));		\
+	memcpy(__sights, mirror, NPAGES);					\
+	for (size_t i = 0; i < NPAGES; i++)					\
+		EXPECT_EQ(sight_of(self->pfns[i]), __sights[i] & OUT_SIGHTS);	\
+})
+
+#define OUT_SIGHTS	(SEES_READ | SEES_WRITE)
+
+static char sight_of(__u64 pfn)
+{
+	if (!(pfn & HMM_DMIRROR_PFN_VALID))
+		return SEES_NONE;
+	return pfn & HMM_DMIRROR_PFN_WRITE ? SEES_WRITE : SEES_READ;
+}
+
+TEST_F(race, nothing)
+{
+	test_race_begin(REQ_READ);
+	test_race_end(0);
+	EXPECT_EQ(NPAGES, inside.fault.faults);
+	EXPECT_EQ(0, inside.fault.invalidations);
+	test_race_agrees();
+}
+
+/* Work done before a lock was dropped is not done again. */
+TEST_F(race, lock_dropped_often)
+{
+	self->flags = HMM_DMIRROR_FAULT_UNLOCKED;
+	test_inject(GATE, DROP, 20);
+	test_fault(0, self->map, NPAGES, REQ_READ, 0);
+	EXPECT_EQ(NPAGES, inside.fault.faults);
+	EXPECT_EQ(1, inside.fault.tries);
+}
+
+/* The one who holds the lock hears of it at once. */
+TEST_F(race, invalidated_and_told)
+{
+	self->flags = HMM_DMIRROR_FAULT_ONCE;
+	stick(self->pfns, NPAGES, REQ_READ);
+	test_inject(GATE, INVALIDATE, 1);
+	test_fault(EBUSY, self->map, NPAGES, 0, ALL_BITS);
+	EXPECT_EQ(1, inside.fault.tries);
+	EXPECT_LE(1, inside.fault.invalidations);
+	ASSERT_TRUE(kept(self->pfns, NPAGES));
+}
+
+/* Pages that nobody asked for come and go, and are not fetched back. */
+TEST_F(race, discard_unrequested)
+{
+	cpu_writes(self->map, GATE, CPU);
+	request(self->pfns, GATE, NPAGES, 1, REQ_READ);
+	test_race_begin(0);
+	test_madvise(self->map, GATE, MADV_DONTNEED);
+	test_race_end(0);
+	test_entries(self->map, GATE, POPULATED, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, GATE, ALL_BITS, 0));
+	test_race_agrees();
+}
+
+TEST_F(race, discard)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_READ);
+	test_madvise(self->map, GATE, MADV_DONTNEED);
+	test_race_end(0);
+	ASSERT_TRUE(flagged(self->pfns, 0, GATE, OUT_FLAGS, OUT_READ));
+	test_race_agrees();
+}
+
+TEST_F(race, unmap)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_READ);
+	test_munmap(at(self->map, 10), 10);
+	test_race_end(EFAULT);
+}
+
+TEST_F(race, unmap_unrequested)
+{
+	cpu_writes(self->map, GATE, CPU);
+	request(self->pfns, GATE, NPAGES, 1, REQ_READ);
+	test_race_begin(0);
+	test_munmap(at(self->map, 10), 10);
+	test_race_end(0);
+	ASSERT_TRUE(flagged(self->pfns, 10, 10, ALL_BITS, OUT_ERROR));
+}
+
+/* What is still ahead goes, and so does what it is a part of. */
+TEST_F(race, unmap_ahead)
+{
+	test_race_begin(REQ_READ);
+	test_munmap(at(self->map, GATE + 1), 10);
+	test_race_end(EFAULT);
+	test_entries(self->map, GATE, PM_PRESENT, GATE);
+}
+
+/* The very place where the walk is. */
+TEST_F(race, unmap_gate)
+{
+	test_race_begin(REQ_READ);
+	test_munmap(at(self->map, GATE), 1);
+	test_race_end(EFAULT);
+}
+
+TEST_F(race, replace)
+{
+	void *middle = at(self->map, 10);
+
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_WRITE);
+	ASSERT_EQ(middle, mmap(middle, 10 * psize(), PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+	test_race_end(0);
+	test_entries(self->map, NPAGES, PM_PRESENT, NPAGES);
+	test_race_agrees();
+}
+
+TEST_F(race, move)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_READ);
+	ASSERT_NE(MAP_FAILED, mremap(self->map, 10 * psize(), 10 * psize(),
+				     MREMAP_MAYMOVE | MREMAP_FIXED,
+				     map_aligned(10 * psize(), psize(), PROT_NONE,
+						 MAP_PRIVATE | MAP_ANONYMOUS, -1)));
+	test_race_end(EFAULT);
+}
+
+TEST_F(race, write_protect)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_WRITE);
+	test_mprotect(self->map, 10, PROT_READ);
+	test_race_end(EPERM);
+}
+
+TEST_F(race, write_protect_read)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_READ);
+	test_mprotect(self->map, 10, PROT_READ);
+	test_race_end(0);
+	ASSERT_TRUE(flagged(self->pfns, 0, 10, OUT_FLAGS, OUT_READ));
+	ASSERT_TRUE(flagged(self->pfns, 10, GATE - 10, OUT_FLAGS, OUT_WRITE));
+	test_race_agrees();
+}
+
+TEST_F(race, take_access)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_READ);
+	test_mprotect(self->map, 10, PROT_NONE);
+	test_race_end(EFAULT);
+}
+
+TEST_F(race, fork)
+{
+	pid_t pid;
+	int hold;
+
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_WRITE);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, GATE, CPU));
+	test_race_end(0);
+	ASSERT_TRUE(flagged(self->pfns, 0, GATE, OUT_FLAGS, OUT_WRITE));
+	test_race_agrees();
+	cpu_writes(self->map, GATE, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+}
+
+TEST_F(race, swap_out)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_READ);
+	if (!page_out(self->pagemap, self->map, GATE))
+		SKIP(return, "no swap, or not enough of it");
+	test_race_end(0);
+	test_entries(self->map, NPAGES, PM_PRESENT, NPAGES);
+	test_race_agrees();
+}
+
+TEST_F(race, migrate)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_WRITE);
+	ASSERT_EQ(0, _test_cmd(self->fd, HMM_DMIRROR_MIGRATE_TO_DEV, self->map, GATE, mirror));
+	test_race_end(0);
+	test_entries(self->map, GATE, PM_SWAP, GATE);
+	ASSERT_TRUE(flagged(self->pfns, 0, GATE, OUT_FLAGS, OUT_WRITE));
+	ASSERT_TRUE(cpu_sees(self->map, GATE, CPU));
+}
+
+/* Whoever is killed while he waits is gone at once, and leaves no lock behind. */
+TEST_F(race, kill)
+{
+	int status;
+	pid_t pid;
+
+	test_inject(GATE, DROP_AND_WAIT, 1);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		self->requests = REQ_READ;
+		run_race(self);
+		_exit(KSFT_FAIL);
+	}
+	test_await(GATE);
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	test_cmd_write(self->map, GATE, DEVICE);
+	test_munmap(self->map, NPAGES);
+}
+
+/*
+ * Migration, step by step: a thread's migration waits at a point of its way,
+ * with the pages locked, while the test does something to them.
+ */
+FIXTURE(steps)
+{
+	int fd, pagemap;
+	char *map;
+	int fail;
+	pthread_t thread;
+};
+
+FIXTURE_VARIANT(steps)
+{
+	int unit;
+	unsigned int point;
+};
+
+FIXTURE_VARIANT_ADD(steps, private_collected)
+{
+	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COLLECTED,
+};
+
+FIXTURE_VARIANT_ADD(steps, private_copied)
+{
+	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COPIED,
+};
+
+FIXTURE_VARIANT_ADD(steps, private_migrated)
+{
+	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_MIGRATED,
+};
+
+FIXTURE_VARIANT_ADD(steps, coherent_collected)
+{
+	.unit = COHERENT_ONE, .point = HMM_DMIRROR_POINT_COLLECTED,
+};
+
+FIXTURE_VARIANT_ADD(steps, coherent_copied)
+{
+	.unit = COHERENT_ONE, .point = HMM_DMIRROR_POINT_COPIED,
+};
+
+FIXTURE_VARIANT_ADD(steps, coherent_migrated)
+{
+	.unit = COHERENT_ONE, .point = HMM_DMIRROR_POINT_MIGRATED,
+};
+
+FIXTURE_SETUP(steps)
+{
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->fd = test_open(variant->unit);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	self->pagemap = test_open_pagemap();
+	ASSERT_TRUE(make_mirror(NPAGES));
+	self->map = test_mmap(&anon, NPAGES);
+	cpu_writes(self->map, NPAGES, CPU);
+}
+
+FIXTURE_TEARDOWN(steps)
+{
+	test_close();
+}
+
+/* To a buffer of its own: the mirror is the test's. */
+static void *run_steps(void *arg)
+{
+	FIXTURE_DATA(steps) * self = arg;
+	struct hmm_dmirror_cmd cmd = {
+		.addr = (uintptr_t)self->map,
+		.ptr = (uintptr_t)malloc(NPAGES * psize()),
+		.npages = NPAGES,
+	};
+	int ret = ioctl(self->fd, HMM_DMIRROR_MIGRATE_TO_DEV, &cmd);
+
+	self->fail = ret ? errno : 0;
+	return NULL;
+}
+
+#define test_steps_begin()							\
+({										\
+	ASSERT_EQ(0, _test_inject(self->fd, variant->point,			\
+				  HMM_DMIRROR_INJECT_WAIT, 1));			\
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_steps, self));	\
+	ASSERT_EQ(0, _test_await(self->fd, variant->point));			\
+})
+
+#define test_steps_end(error)							\
+({										\
+	ASSERT_EQ(0, _test_resume(self->fd, variant->point));			\
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));				\
+	ASSERT_EQ(error, self->fail);						\
+})
+
+/* Nobody has the pages meanwhile, and nobody has to wait to be told so. */
+TEST_F(steps, snapshot)
+{
+	test_steps_begin();
+	test_cmd_snapshot(self->map, NPAGES, SEES_NONE);
+	test_steps_end(0);
+	test_cmd_read(self->map, NPAGES, CPU);
+}
+
+/* Memory that goes while it moves is gone, on the device, too. */
+TEST_F(steps, discard)
+{
+	test_steps_begin();
+	test_madvise(self->map, NPAGES, MADV_DONTNEED);
+	test_steps_end(ENOENT);
+	test_cmd_read(self->map, NPAGES, NOBODY);
+	test_stats();
+	EXPECT_EQ(0, inside.stats.bytes);
+}
+
+TEST_F(steps, discard_half)
+{
+	test_steps_begin();
+	test_madvise(self->map, NPAGES / 2, MADV_DONTNEED);
+	test_steps_end(ENOENT);
+	test_cmd_read(at(self->map, NPAGES / 2), NPAGES / 2, CPU);
+	test_stats();
+	EXPECT_EQ(NPAGES / 2 * psize(), inside.stats.bytes);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES / 2, NOBODY));
+	ASSERT_TRUE(cpu_sees(at(self->map, NPAGES / 2), NPAGES / 2, CPU));
+}
+
+static atomic_bool reader_may_go;
+
+static void *read_all(void *arg)
+{
+	while (!reader_may_go)
+		;
+	return (void *)(intptr_t)cpu_sees(arg, NPAGES, CPU);
+}
+
+/*
+ * A CPU that wants the pages waits, and gets them with their data. Its thread is
+ * there before: nobody can map a stack while a migration waits.
+ */
+TEST_F(steps, cpu_reads)
+{
+	pthread_t thread;
+	void *good;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, read_all, self->map));
+	test_steps_begin();
+	reader_may_go = true;
+	usleep(10000);
+	ASSERT_EQ(0, _test_resume(self->fd, variant->point));
+	ASSERT_EQ(0, pthread_join(thread, &good));
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));
+	EXPECT_NE(NULL, good);
+	test_cmd_read(self->map, NPAGES, CPU);
+}
+
+/* A migration that is killed leaves everything in its place. */
+TEST_F(steps, kill)
+{
+	int status;
+	pid_t pid;
+
+	ASSERT_EQ(0, _test_inject(self->fd, variant->point, HMM_DMIRROR_INJECT_WAIT, 1));
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		run_steps(self);
+		_exit(KSFT_FAIL);
+	}
+	ASSERT_EQ(0, _test_await(self->fd, variant->point));
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	test_cmd_read(self->map, NPAGES, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+	test_munmap(self->map, NPAGES);
+	test_stats();
+	EXPECT_EQ(0, inside.stats.bytes);
+}
+
+/*
+ * Anything at all: commands, known and not, with arguments that make sense and
+ * such that don't, on memory that changes. Nothing may come of it.
+ */
+FIXTURE(wild)
+{
+	int fd;
+	__u64 seed;
+	pthread_t resumer;
+};
+
+FIXTURE_VARIANT(wild)
+{
+	int unit;
+};
+
+FIXTURE_VARIANT_ADD(wild, private)
+{
+	.unit = PRIVATE_ONE,
+};
+
+FIXTURE_VARIANT_ADD(wild, coherent)
+{
+	.unit = COHERENT_ONE,
+};
+
+/* WILD_CALLS in the environment asks for more, WILD_SEED for the same again. */
+static __u64 wild_number(const char *name, __u64 otherwise)
+{
+	const char *value = getenv(name);
+
+	return value ? strtoull(value, NULL, 0) : otherwise;
+}
+
+/* Nobody waits for long where a test has told him to. */
+static void *resume_all(void *arg)
+{
+	int fd = (intptr_t)arg;
+
+	for (;;) {
+		for (unsigned int point = 0; point < HMM_DMIRROR_NR_POINTS; point++)
+			_test_resume(fd, point);
+		usleep(1000);
+	}
+	return NULL;
+}
+
+FIXTURE_SETUP(wild)
+{
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->fd = test_open(variant->unit);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device may not stand it");
+	self->seed = wild_number("WILD_SEED", (__u64)getpid() << 32 ^ time(NULL));
+	TH_LOG("WILD_SEED=%llu", (unsigned long long)self->seed);
+	ASSERT_EQ(0, pthread_create(&self->resumer, NULL, resume_all,
+				    (void *)(intptr_t)self->fd));
+}
+
+FIXTURE_TEARDOWN(wild)
+{
+	close(self->fd);
+}
+
+/* Marsaglia's xorshift: good enough, and the same everywhere. */
+static __u64 wild(__u64 *seed)
+{
+	*seed ^= *seed << 13;
+	*seed ^= *seed >> 7;
+	*seed ^= *seed << 17;
+	return *seed;
+}
+
+static __u64 wild_below(__u64 *seed, __u64 limit)
+{
+	return wild(seed) % limit;
+}
+
+static bool wild_chance(__u64 *seed, __u64 one_in)
+{
+	return !wild_below(seed, one_in);
+}
+
+/* The memory: some pieces of every kind, which come and go. */
+#define WILD_PIECES	16
+#define WILD_PAGES	((size_t)64)
+
+/* What no command gets past. */
+#define WILD_GUARD	((size_t)4096)
+
+struct wild {
+	__u64 *seed;
+	int fd;
+	size_t size;		/* of a piece, in bytes */
+	char *space;		/* of them all */
+};
+
+static void *wild_piece(struct wild *w)
+{
+	return w->space + wild_below(w->seed, WILD_PIECES) * w->size;
+}
+
+/* Within the memory, most of the time, and else not within the process at all. */
+static __u64 wild_addr(struct wild *w)
+{
+	__u64 addr = (uintptr_t)w->space +
+		     wild_below(w->seed, WILD_PIECES * WILD_PAGES) * psize();
+
+	if (wild_chance(w->seed, 50))
+		return wild(w->seed) >> wild_below(w->seed, 16) | 1ULL << 47;
+	if (wild_chance(w->seed, 50))
+		return addr + wild_below(w->seed, psize());
+	return addr;
+}
+
+static __u64 wild_npages(struct wild *w)
+{
+	if (wild_chance(w->seed, 100))
+		return wild(w->seed) << wild_below(w->seed, 64);
+	return wild_below(w->seed, 2 * WILD_PAGES);
+}
+
+static void wild_mmap(struct wild *w, void *piece)
+{
+	static const int prots[] = {
+		PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, PROT_READ, PROT_NONE,
+	};
+	int prot = prots[wild_below(w->seed, ARRAY_SIZE(prots))];
+	size_t npages = 1 + wild_below(w->seed, IO_PAGES);
+
+	switch (wild_below(w->seed, 4)) {
+	case 0:
+		mmap(piece, w->size, prot, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		break;
+	case 1:
+		mmap(piece, npages * psize(), prot, MAP_SHARED | MAP_FIXED, w->fd,
+		     wild_chance(w->seed, 2) ? HMM_DMIRROR_GATE_OFFSET : 0);
+		break;
+	default:
+		mmap(piece, w->size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	}
+}
+
+/* By another process, as some of the memory may kill whoever touches it. */
+static void wild_touch(struct wild *w, void *piece)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		signal(SIGSEGV, _exit);
+		signal(SIGBUS, _exit);
+		cpu_writes(piece, wild_below(w->seed, WILD_PAGES) + 1, CHILD);
+		_exit(0);
+	}
+	if (pid > 0)
+		waitpid(pid, NULL, 0);
+}
+
+static void wild_change(struct wild *w)
+{
+	static const int advices[] = {
+		MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT,
+		MADV_COLD, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
+	};
+	size_t size = (1 + wild_below(w->seed, WILD_PAGES)) * psize();
+	void *piece = wild_piece(w);
+
+	switch (wild_below(w->seed, 8)) {
+	case 0:
+		munmap(piece, size);
+		break;
+	case 1:
+		wild_mmap(w, piece);
+		break;
+	case 2:
+		mprotect(piece, size, wild_below(w->seed, 4));
+		break;
+	case 3:
+		mremap(piece, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, wild_piece(w));
+		break;
+	case 4:
+		if (wild_chance(w->seed, 20))
+			wild_touch(w, piece);
+		break;
+	default:
+		madvise(piece, size, advices[wild_below(w->seed, ARRAY_SIZE(advices))]);
+	}
+}
+
+static void wild_cmd(struct wild *w)
+{
+	static const unsigned long commands[] = {
+		HMM_DMIRROR_READ, HMM_DMIRROR_READ_UNLOCKED, HMM_DMIRROR_WRITE,
+		HMM_DMIRROR_SNAPSHOT, HMM_DMIRROR_MIGRATE_TO_DEV,
+		HMM_DMIRROR_MIGRATE_TO_SYS, HMM_DMIRROR_EXCLUSIVE,
+		HMM_DMIRROR_CHECK_EXCLUSIVE, HMM_DMIRROR_FLAGS, HMM_DMIRROR_RELEASE,
+	};
+	struct hmm_dmirror_cmd cmd = {
+		.addr = wild_addr(w),
+		.ptr = wild_chance(w->seed, 20) ? wild_addr(w) : (uintptr_t)mirror,
+		.npages = wild_npages(w),
+	};
+	unsigned long command = commands[wild_below(w->seed, ARRAY_SIZE(commands))];
+
+	if (wild_chance(w->seed, 50))
+		command ^= 1UL << wild_below(w->seed, 32);
+	ioctl(w->fd, command, wild_chance(w->seed, 100) ? (void *)wild_addr(w) : &cmd);
+}
+
+static void wild_test(struct wild *w)
+{
+	static const size_t sizes[] = { 0, 4, 15, 16, 17, 1000, 100000, 1U << 31 };
+	struct hmm_dmirror_test test = {
+		.size = sizeof(test),
+		.op = wild_below(w->seed, HMM_DMIRROR_OP_CHECK + 2),
+		.flags = wild_below(w->seed, 8),
+	};
+
+	/* All that is not said is zero, or not. */
+	if (wild_chance(w->seed, 10))
+		for (size_t i = 0; i < sizeof(test.fault) / sizeof(__u64); i++)
+			(&test.fault.start)[i] = wild_addr(w);
+	switch (test.op) {
+	case HMM_DMIRROR_OP_FAULT:
+		test.fault.start = wild_addr(w);
+		test.fault.end = test.fault.start + wild_npages(w) * psize();
+		test.fault.pfns = (uintptr_t)mirror;
+		test.fault.default_flags = wild(w->seed) & wild(w->seed);
+		test.fault.pfn_flags_mask = wild(w->seed) & wild(w->seed);
+		test.fault.timeout = 1 + wild_below(w->seed, 5);
+		break;
+	case HMM_DMIRROR_OP_INJECT:
+		test.flags = 0;
+		test.inject.point = wild_below(w->seed, HMM_DMIRROR_NR_POINTS + 1);
+		test.inject.action = wild_below(w->seed, HMM_DMIRROR_NR_INJECTIONS + 1);
+		test.inject.skip = wild_below(w->seed, 3);
+		test.inject.count = wild_below(w->seed, 3);
+		break;
+	case HMM_DMIRROR_OP_AWAIT:
+		test.await.timeout = wild_below(w->seed, 3);
+		break;
+	case HMM_DMIRROR_OP_CHECK:
+		test.flags = 0;
+		test.check.addr = wild_addr(w);
+		test.check.npages = wild_below(w->seed, WILD_PAGES);
+		break;
+	}
+	if (wild_chance(w->seed, 20))
+		test.size = sizes[wild_below(w->seed, ARRAY_SIZE(sizes))];
+	ioctl(w->fd, HMM_DMIRROR_TEST, &test);
+}
+
+static void wild_run(struct wild *w, __u64 calls)
+{
+	while (calls--) {
+		if (wild_chance(w->seed, 4))
+			wild_change(w);
+		if (wild_chance(w->seed, 3))
+			wild_test(w);
+		else
+			wild_cmd(w);
+	}
+}
+
+/* Is nothing left of it, and does the device see what the CPU does? */
+TEST_F_TIMEOUT(wild, calls, 600)
+{
+	struct wild w = {
+		.seed = &self->seed,
+		.fd = self->fd,
+		.size = WILD_PAGES * psize(),
+	};
+
+	w.space = mmap(NULL, WILD_PIECES * w.size + WILD_GUARD * psize(), PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(MAP_FAILED, w.space);
+	ASSERT_TRUE(make_mirror(WILD_GUARD));
+	wild_run(&w, wild_number("WILD_CALLS", 10000));
+
+	for (unsigned int point = 0; point < HMM_DMIRROR_NR_POINTS; point++)
+		ASSERT_EQ(0, _test_inject(self->fd, point, HMM_DMIRROR_INJECT_NOTHING, 1));
+	ASSERT_TRUE(agrees(self->fd));
+	ASSERT_EQ(0, _test_cmd(self->fd, HMM_DMIRROR_RELEASE, NULL, 0, NULL));
+	ASSERT_EQ(0, munmap(w.space, WILD_PIECES * w.size));
+	test_stats();
+	EXPECT_EQ(0, inside.stats.bytes);
+}
+
+/*
  * Secret memory, last: a kernel that lets the device at it may not survive.
  */
 FIXTURE(secretmem)
@@ -2473,7 +6579,7 @@ FIXTURE_SETUP(secretmem)
 
 FIXTURE_TEARDOWN(secretmem)
 {
-	close(self->fd);
+	test_close();
 }
 
 TEST_F(secretmem, snapshot)
