@@ -1372,6 +1372,7 @@ static long dmirror_migrate_vma(struct dmirror_migration *migration)
 {
 	struct migrate_vma *args = &migration->args;
 	unsigned long flags = args->flags, end = args->end;
+	int error = migration->error;
 	long moved, more;
 
 	migration->too_large = false;
@@ -1380,7 +1381,7 @@ static long dmirror_migrate_vma(struct dmirror_migration *migration)
 	if (moved < 0 || !migration->too_large || args->fault_page)
 		return moved;
 
-	migration->error = 0;
+	migration->error = error;
 	args->flags &= ~MIGRATE_VMA_SELECT_COMPOUND;
 	more = dmirror_migrate_once(migration);
 	args->flags = flags;
@@ -2250,6 +2251,8 @@ static long dmirror_test(struct dmirror *dmirror, void __user *uarg)
 		return -EFAULT;
 	if (size < offsetof(struct hmm_dmirror_test, fault))
 		return -EINVAL;
+	if (size > PAGE_SIZE)
+		return -E2BIG;
 	ret = copy_struct_from_user(&test, sizeof(test), uarg, size);
 	if (ret)
 		return ret;
