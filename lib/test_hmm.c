@@ -79,6 +79,7 @@
 
 #include <linux/bitmap.h>
 #include <linux/capability.h>
+#include <linux/delay.h>
 #include <linux/device.h>
 #include <linux/err.h>
 #include <linux/file.h>
@@ -549,6 +550,13 @@ static bool dmirror_invalidate(struct mmu_interval_notifier *notifier,
 
 	mutex_unlock(&dmirror->lock);
 	return true;
+}
+
+/* Has the table lost anything since mmu_interval_read_begin() returned @seq? */
+static bool dmirror_is_invalidated(struct dmirror *dmirror, unsigned long seq)
+{
+	guard(mutex)(&dmirror->lock);
+	return mmu_interval_read_retry(&dmirror->notifier, seq);
 }
 
 static const struct mmu_interval_notifier_ops dmirror_notifier_ops = {
@@ -1127,6 +1135,10 @@ static void dmirror_inject(struct dmirror *dmirror, unsigned int point)
  * where it is.
  */
 
+/* How often, and for how many microseconds, one waits for what is left behind. */
+#define DMIRROR_MIGRATION_PATIENCE	10
+#define DMIRROR_MIGRATION_PAUSE		1000
+
 /**
  * struct dmirror_migration - a batch of pages on the move
  * @args: the kernel's part. Without a VMA if device memory is evicted wherever
@@ -1135,6 +1147,7 @@ static void dmirror_inject(struct dmirror *dmirror, unsigned int point)
  * @alloc: gets a locked folio for the page at @addr
  * @gfp: how hard @alloc has to try, besides what it does anyway
  * @npages: how many entries @args.src and @args.dst have
+ * @patience: how many more times to wait for pages that are left behind
  * @error: why some page did not move, if for a reason of the device's
  * @may_split: one entry maps each large folio, see dmirror_move_pieces()
  * @too_large: a large folio was left where it is
@@ -1146,6 +1159,7 @@ struct dmirror_migration {
 			      unsigned long addr, unsigned int order);
 	gfp_t gfp;
 	unsigned long npages;
+	unsigned int patience;
 	int error;
 	bool may_split;
 	bool too_large;
@@ -1161,6 +1175,7 @@ static int dmirror_migration_init(struct dmirror_migration *migration,
 		return -ENOMEM;
 	migration->args.src = pfns;
 	migration->args.dst = pfns + DMIRROR_BLOCK_PAGES;
+	migration->patience = DMIRROR_MIGRATION_PATIENCE;
 	return 0;
 }
 
@@ -1363,30 +1378,54 @@ static long dmirror_migrate_once(struct dmirror_migration *migration)
 	return moved;
 }
 
+/* Is there no use in another try, after @moved pages of the batch have moved? */
+static bool dmirror_migration_is_done(struct dmirror_migration *migration,
+				      long moved)
+{
+	if (moved >= (long)migration->npages || migration->args.fault_page)
+		return true;
+	if (migration->error)
+		return !migration->too_large ||
+		       !(migration->args.flags & MIGRATE_VMA_SELECT_COMPOUND);
+	return !migration->patience || fatal_signal_pending(current);
+}
+
 /*
- * Moves what it can of @migration->args, and tells how many pages that were.
- * What is too large to move is split first by another try that asks for single
- * pages. The mmap lock is held.
+ * Moves what it can of @migration->args, and tells how many pages that were. The
+ * mmap lock is held.
+ *
+ * What is too large to move is split first, by another try that asks for single
+ * pages. What else was left behind may be somebody's for a moment only, locked or
+ * off its LRU list, so it gets a few more tries. There are not many for a range,
+ * as most of what is left behind will never move. On a fault the CPU tries again.
  */
 static long dmirror_migrate_vma(struct dmirror_migration *migration)
 {
 	struct migrate_vma *args = &migration->args;
 	unsigned long flags = args->flags, end = args->end;
 	int error = migration->error;
-	long moved, more;
+	long moved = 0, ret;
 
-	migration->too_large = false;
-	moved = dmirror_migrate_once(migration);
-	args->end = end;
-	if (moved < 0 || !migration->too_large || args->fault_page)
-		return moved;
-
-	migration->error = error;
-	args->flags &= ~MIGRATE_VMA_SELECT_COMPOUND;
-	more = dmirror_migrate_once(migration);
+	for (;;) {
+		migration->error = 0;
+		migration->too_large = false;
+		ret = dmirror_migrate_once(migration);
+		args->end = end;
+		if (ret < 0)
+			break;
+		moved += ret;
+		if (dmirror_migration_is_done(migration, moved))
+			break;
+		if (migration->too_large) {
+			args->flags &= ~MIGRATE_VMA_SELECT_COMPOUND;
+			continue;
+		}
+		migration->patience--;
+		fsleep(DMIRROR_MIGRATION_PAUSE);
+	}
 	args->flags = flags;
-	args->end = end;
-	return more < 0 ? more : moved + more;
+	migration->error = migration->error ?: error;
+	return ret < 0 ? ret : moved;
 }
 
 /* Selects what is in @device's memory. */
@@ -2302,7 +2341,10 @@ static int dmirror_cmd_write(struct dmirror *dmirror,
 	return dmirror_access(&access);
 }
 
-/* What the device has got hold of goes back to user space, to be verified. */
+/* How often one looks for pages that an invalidation has dropped. */
+#define DMIRROR_READ_BACK_TRIES	10
+
+/* What the table has goes back to user space, to be verified, up to the first miss. */
 static int dmirror_read_back(struct dmirror *dmirror,
 			     struct hmm_dmirror_cmd *cmd)
 {
@@ -2315,6 +2357,31 @@ static int dmirror_read_back(struct dmirror *dmirror,
 	return dmirror_access(&access);
 }
 
+/*
+ * Reads back what is in the device's memory. What is missing from the table after
+ * an invalidation may be there all the same, so that is looked up again.
+ */
+static int dmirror_read_back_local(struct dmirror *dmirror,
+				   struct hmm_dmirror_cmd *cmd)
+{
+	unsigned int tries = DMIRROR_READ_BACK_TRIES;
+	unsigned long start, seq;
+	int ret;
+
+	do {
+		start = cmd->addr + (cmd->cpages << PAGE_SHIFT);
+		seq = mmu_interval_read_begin(&dmirror->notifier);
+		ret = dmirror_fault(dmirror, start, dmirror_cmd_end(cmd), 0,
+				    false);
+		if (ret)
+			return ret;
+		ret = dmirror_read_back(dmirror, cmd);
+	} while (ret == -ENOENT && tries-- &&
+		 dmirror_is_invalidated(dmirror, seq));
+
+	return ret;
+}
+
 static int dmirror_cmd_migrate_to_dev(struct dmirror *dmirror,
 				      struct hmm_dmirror_cmd *cmd)
 {
@@ -2324,17 +2391,14 @@ static int dmirror_cmd_migrate_to_dev(struct dmirror *dmirror,
 		.dmirror = dmirror,
 		.alloc = dmirror_alloc_device,
 	};
-	unsigned long end = dmirror_cmd_end(cmd);
 	u64 moved = 0;
 	int ret;
 
-	ret = dmirror_migrate_range(&migration, cmd->addr, end, &moved);
+	ret = dmirror_migrate_range(&migration, cmd->addr, dmirror_cmd_end(cmd),
+				    &moved);
 	if (ret)
 		return ret;
-	ret = dmirror_fault(dmirror, cmd->addr, end, 0, false);
-	if (ret)
-		return ret;
-	ret = dmirror_read_back(dmirror, cmd);
+	ret = dmirror_read_back_local(dmirror, cmd);
 	return ret == -ENOENT && migration.error ? migration.error : ret;
 }
 
