@@ -166,7 +166,6 @@ struct dmirror_block {
 struct dmirror_chunk {
 	struct dev_pagemap pagemap;
 	struct dmirror_device *device;
-	struct list_head list;	/* of device->chunks */
 	unsigned long *used;	/* a bit for each page */
 	struct page **storage;	/* of each page in use, if the memory is private */
 	struct dmirror_block blocks[];
@@ -180,9 +179,8 @@ struct dmirror_device {
 	struct device *dev;
 	unsigned long coherent_addr;	/* 0 if its memory is private */
 
-	struct mutex chunks_lock;	/* protects the next two */
-	struct list_head chunks;
-	unsigned int nr_chunks;
+	struct mutex chunks_lock;	/* protects the next one */
+	struct dmirror_chunk *chunks[DMIRROR_MAX_CHUNKS];
 
 	spinlock_t lock;		/* protects all that is in use or not */
 	struct list_head free_blocks;	/* blocks no page of which is in use */
@@ -1111,11 +1109,12 @@ static void dmirror_inject_wait(struct dmirror *dmirror, unsigned int point)
 	dmirror_inject_set_waiting(dmirror, point, false);
 }
 
-/* Nobody is left who could resume. */
+/* Nobody is left who could resume, so whoever waits goes on. */
 static void dmirror_inject_nothing(struct dmirror *dmirror)
 {
-	guard(spinlock)(&dmirror->inject_lock);
-	memset(dmirror->injections, 0, sizeof(dmirror->injections));
+	scoped_guard(spinlock, &dmirror->inject_lock)
+		memset(dmirror->injections, 0, sizeof(dmirror->injections));
+	wake_up_all(&dmirror->inject_wait);
 }
 
 /* A point where one can but wait. */
@@ -1518,18 +1517,36 @@ static unsigned long dmirror_evict_gather(struct dmirror_migration *migration,
 	return n;
 }
 
+/* Takes the pages of a block out of use, as far as they can be. */
+static unsigned long dmirror_evict_collect(struct dmirror_migration *migration,
+					   struct dmirror_device *device,
+					   unsigned int nr, unsigned int i)
+{
+	struct dmirror_chunk *chunk;
+	unsigned long npages;
+
+	guard(mutex)(&device->chunks_lock);
+	chunk = device->chunks[nr];
+	if (!chunk)
+		return 0;
+	npages = dmirror_evict_gather(migration, chunk, &chunk->blocks[i]);
+	if (npages)
+		migrate_device_pfns(migration->args.src, npages);
+	return npages;
+}
+
+/* A page that is collected is in use, and keeps its chunk. */
 static void dmirror_evict_block(struct dmirror_migration *migration,
-				struct dmirror_chunk *chunk,
-				struct dmirror_block *block)
+				struct dmirror_device *device, unsigned int nr,
+				unsigned int i)
 {
 	struct migrate_vma *args = &migration->args;
 
-	migration->npages = dmirror_evict_gather(migration, chunk, block);
+	migration->npages = dmirror_evict_collect(migration, device, nr, i);
 	if (!migration->npages)
 		return;
 
 	memset(args->dst, 0, migration->npages * sizeof(*args->dst));
-	migrate_device_pfns(args->src, migration->npages);
 	dmirror_move_all(migration);
 	migrate_device_pages(args->src, args->dst, migration->npages);
 	dmirror_count_moved(migration);
@@ -1540,13 +1557,11 @@ static void dmirror_evict_block(struct dmirror_migration *migration,
 static void dmirror_evict_pass(struct dmirror_migration *migration,
 			       struct dmirror_device *device)
 {
-	struct dmirror_chunk *chunk;
-	unsigned long i;
+	unsigned int nr, i;
 
-	guard(mutex)(&device->chunks_lock);
-	list_for_each_entry(chunk, &device->chunks, list)
+	for (nr = 0; nr < DMIRROR_MAX_CHUNKS; nr++)
 		for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++)
-			dmirror_evict_block(migration, chunk, &chunk->blocks[i]);
+			dmirror_evict_block(migration, device, nr, i);
 }
 
 /*
@@ -1658,8 +1673,6 @@ static void dmirror_chunk_publish(struct dmirror_chunk *chunk)
 	struct dmirror_device *device = chunk->device;
 	unsigned long i;
 
-	list_add_tail(&chunk->list, &device->chunks);
-	device->nr_chunks++;
 	guard(spinlock_irqsave)(&device->lock);
 	for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++)
 		list_add_tail(&chunk->blocks[i].list, &device->free_blocks);
@@ -1681,7 +1694,8 @@ static bool dmirror_chunk_retract(struct dmirror_chunk *chunk)
 	return true;
 }
 
-static int dmirror_chunk_add(struct dmirror_device *device)
+/* Adds chunk number @nr. */
+static int dmirror_chunk_add(struct dmirror_device *device, unsigned int nr)
 {
 	struct dmirror_chunk *chunk;
 	int ret;
@@ -1696,24 +1710,38 @@ static int dmirror_chunk_add(struct dmirror_device *device)
 		dmirror_chunk_free(chunk);
 		return ret;
 	}
+	device->chunks[nr] = chunk;
 	dmirror_chunk_publish(chunk);
 	return 0;
 }
 
-/* Gives the chunks back that are not in use. */
-static void dmirror_chunks_trim(struct dmirror_device *device)
+/* Gives the chunks back that are not in use, and tells whether there are others. */
+static bool dmirror_chunks_trim(struct dmirror_device *device)
 {
-	struct dmirror_chunk *chunk, *next;
+	struct dmirror_chunk *chunk;
+	bool others = false;
+	unsigned int nr;
 
 	guard(mutex)(&device->chunks_lock);
-	list_for_each_entry_safe(chunk, next, &device->chunks, list) {
-		if (!dmirror_chunk_retract(chunk))
+	for (nr = 0; nr < DMIRROR_MAX_CHUNKS; nr++) {
+		chunk = device->chunks[nr];
+		if (!chunk)
 			continue;
-		list_del(&chunk->list);
-		device->nr_chunks--;
+		if (!dmirror_chunk_retract(chunk)) {
+			others = true;
+			continue;
+		}
+		device->chunks[nr] = NULL;
 		dmirror_chunk_unmap(chunk);
 		dmirror_chunk_free(chunk);
 	}
+	return others;
+}
+
+static bool dmirror_is_scarce(struct dmirror_device *device)
+{
+	guard(spinlock_irqsave)(&device->lock);
+	return device->nr_free_blocks < DMIRROR_SPARE_BLOCKS;
 }
 
 /*
@@ -1722,14 +1750,17 @@ static void dmirror_chunks_trim(struct dmirror_device *device)
  */
 static void dmirror_chunks_provide(struct dmirror_device *device)
 {
-	bool scarce;
+	unsigned int nr = 0;
 
+	if (device->coherent_addr)
+		return;
 	guard(mutex)(&device->chunks_lock);
-	scoped_guard(spinlock_irqsave, &device->lock)
-		scarce = device->nr_free_blocks < DMIRROR_SPARE_BLOCKS;
-	if (scarce && device->nr_chunks < DMIRROR_MAX_CHUNKS &&
-	    !device->coherent_addr)
-		dmirror_chunk_add(device);
+	if (!dmirror_is_scarce(device))
+		return;
+	while (nr < DMIRROR_MAX_CHUNKS && device->chunks[nr])
+		nr++;
+	if (nr < DMIRROR_MAX_CHUNKS)
+		dmirror_chunk_add(device, nr);
 }
 
 /*
@@ -2050,13 +2081,15 @@ static int dmirror_test_fault(struct dmirror *dmirror,
 
 static u64 dmirror_device_bytes(struct dmirror_device *device)
 {
-	struct dmirror_chunk *chunk;
+	unsigned int nr;
 	u64 npages = 0;
 
 	guard(mutex)(&device->chunks_lock);
 	guard(spinlock_irqsave)(&device->lock);
-	list_for_each_entry(chunk, &device->chunks, list)
-		npages += bitmap_weight(chunk->used, DMIRROR_CHUNK_PAGES);
+	for (nr = 0; nr < DMIRROR_MAX_CHUNKS; nr++)
+		if (device->chunks[nr])
+			npages += bitmap_weight(device->chunks[nr]->used,
+						DMIRROR_CHUNK_PAGES);
 	return npages << PAGE_SHIFT;
 }
 
@@ -2711,7 +2744,6 @@ static void __init dmirror_device_init(struct dmirror_device *device,
 {
 	device->coherent_addr = coherent_addr;
 	mutex_init(&device->chunks_lock);
-	INIT_LIST_HEAD(&device->chunks);
 	spin_lock_init(&device->lock);
 	INIT_LIST_HEAD(&device->free_blocks);
 	INIT_LIST_HEAD(&device->open_blocks);
@@ -2725,14 +2757,9 @@ static void dmirror_device_fini(struct dmirror_device *device)
 {
 	struct dmirror_migration migration = { .alloc = dmirror_alloc_system };
 
-	if (list_empty(&device->chunks))
-		return;
 	dmirror_migration_init(&migration, GFP_KERNEL | __GFP_NOFAIL);
-	for (;;) {
+	while (dmirror_chunks_trim(device)) {
 		dmirror_evict_pass(&migration, device);
-		dmirror_chunks_trim(device);
-		if (list_empty(&device->chunks))
-			break;
 		schedule_timeout_uninterruptible(1);
 	}
 	dmirror_migration_fini(&migration);
@@ -2808,7 +2835,7 @@ static const char __init *dmirror_coherent_add(struct dmirror_device *device)
 		return objection;
 
 	mutex_lock(&device->chunks_lock);
-	ret = dmirror_chunk_add(device);
+	ret = dmirror_chunk_add(device, 0);
 	mutex_unlock(&device->chunks_lock);
 	if (ret)
 		return ret == -EBUSY ? "is taken" : "can't be mapped";
