@@ -6267,6 +6267,154 @@ TEST_F(steps, kill)
 }
 
 /*
+ * Pages that are busy while they are to move, and others that are not: a thread's
+ * command waits on its way for the test to do something.
+ */
+FIXTURE(busy)
+{
+	int fd, other;
+	char *map, *mine;
+	unsigned long command;
+	struct hmm_dmirror_cmd cmd;
+	int fail;
+	pthread_t thread;
+};
+
+FIXTURE_VARIANT(busy)
+{
+	int unit;
+};
+
+FIXTURE_VARIANT_ADD(busy, private)
+{
+	.unit = PRIVATE_ONE,
+};
+
+FIXTURE_VARIANT_ADD(busy, coherent)
+{
+	.unit = COHERENT_ONE,
+};
+
+FIXTURE_SETUP(busy)
+{
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->fd = test_open(variant->unit);
+	self->other = test_open(variant->unit);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	ASSERT_TRUE(make_mirror(NPAGES));
+	self->map = test_mmap(&anon, NPAGES);
+	self->mine = test_mmap(&anon, NPAGES);
+	cpu_writes(self->map, NPAGES, CPU);
+	cpu_writes(self->mine, NPAGES, CPU);
+	self->cmd.addr = (uintptr_t)self->map;
+	self->cmd.ptr = (uintptr_t)malloc(NPAGES * psize());
+	self->cmd.npages = NPAGES;
+}
+
+FIXTURE_TEARDOWN(busy)
+{
+	test_close();
+	close(self->other);
+}
+
+static void *run_command(void *arg)
+{
+	FIXTURE_DATA(busy) * self = arg;
+
+	self->fail = ioctl(self->fd, self->command, &self->cmd) ? errno : 0;
+	return NULL;
+}
+
+#define test_command_begins(which)						\
+({										\
+	self->command = HMM_DMIRROR_##which;					\
+	test_inject(MIGRATED, WAIT, 1);						\
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_command, self));	\
+	test_await(MIGRATED);							\
+})
+
+#define test_command_ends()							\
+({										\
+	test_resume(MIGRATED);							\
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));				\
+	ASSERT_EQ(0, self->fail);						\
+})
+
+/* What has missed the first try for somebody who is done by now makes the next. */
+TEST_F(busy, held_then_to_dev)
+{
+	char *held = at(self->map, 40);
+	int ends[2];
+
+	ASSERT_EQ(0, pipe(ends));
+	ASSERT_TRUE(hold_in_pipe(ends[1], held, PIPE_PAGES));
+	test_command_begins(MIGRATE_TO_DEV);
+	ASSERT_TRUE(pipe_holds(ends[0], held, PIPE_PAGES, CPU));
+	test_command_ends();
+	EXPECT_EQ(NPAGES, self->cmd.cpages);
+	test_cmd_snapshot(self->map, NPAGES, local_memory(variant->unit));
+}
+
+/* Private memory comes back to be held. */
+TEST_F(busy, held_then_to_sys)
+{
+	size_t due = is_coherent(variant->unit) ? NPAGES : NPAGES - PIPE_PAGES;
+	char *held = at(self->map, 40);
+	int ends[2];
+
+	ASSERT_EQ(0, pipe(ends));
+	test_cmd_to_dev(self->map, NPAGES, CPU);
+	ASSERT_TRUE(hold_in_pipe(ends[1], held, PIPE_PAGES));
+	test_command_begins(MIGRATE_TO_SYS);
+	ASSERT_TRUE(pipe_holds(ends[0], held, PIPE_PAGES, CPU));
+	test_command_ends();
+	EXPECT_EQ(due, self->cmd.cpages);
+	test_cmd_snapshot(self->map, NPAGES, SEES_WRITE);
+}
+
+static atomic_bool forker_may_stop;
+
+static void *fork_often(void *arg)
+{
+	while (!forker_may_stop) {
+		pid_t pid = fork();
+
+		if (!pid)
+			_exit(0);
+		waitpid(pid, NULL, 0);
+	}
+	return NULL;
+}
+
+/* A fork takes the pages from the device's page table, and leaves them at the device. */
+TEST_F_TIMEOUT(busy, forked_meanwhile, 120)
+{
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, fork_often, NULL));
+	for (int i = 0; i < 100; i++) {
+		test_cmd_to_dev(self->map, NPAGES, CPU);
+		cpu_writes(self->map, NPAGES, CPU);
+	}
+	forker_may_stop = true;
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));
+}
+
+/* One file's memory waits on its way back. That is nothing to others. */
+TEST_F(busy, released)
+{
+	test_cmd_to_dev(self->map, NPAGES, CPU);
+	test_command_begins(RELEASE);
+	ASSERT_TRUE(moves(self->other, self->mine, NPAGES, CPU));
+	ASSERT_EQ(0, _test_cmd_release(self->other));
+	test_command_ends();
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+	ASSERT_TRUE(cpu_sees(self->mine, NPAGES, CPU));
+	test_stats();
+	EXPECT_EQ(0, inside.stats.device_bytes);
+}
+
+/*
  * Anything at all: commands, known and not, with arguments that make sense and
  * such that don't, on memory that changes. Nothing may come of it.
  */
