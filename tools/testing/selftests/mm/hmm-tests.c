@@ -6415,6 +6415,443 @@ TEST_F(busy, released)
 }
 
 /*
+ * Memory runs out: each allocation that a step makes fails in turn, by
+ * /proc/thread-self/fail-nth, until it makes no more. It either manages without or
+ * says that there is no memory, and what was in memory is there in any case.
+ */
+
+/*
+ * Everything can fail, without a word in the kernel's log. It does for a task that
+ * was made to fail, and none is, so that has to be said first.
+ */
+static const struct {
+	const char *path;
+	const char *value;
+} failures[] = {
+	{ "/sys/kernel/debug/failslab/task-filter", "Y" },
+	{ "/sys/kernel/debug/failslab/times", "-1" },
+	{ "/sys/kernel/debug/failslab/probability", "100" },
+	{ "/sys/kernel/debug/fail_page_alloc/task-filter", "Y" },
+	{ "/sys/kernel/debug/fail_page_alloc/times", "-1" },
+	{ "/sys/kernel/debug/fail_page_alloc/probability", "100" },
+	{ "/sys/kernel/debug/failslab/ignore-gfp-wait", "N" },
+	{ "/sys/kernel/debug/failslab/verbose", "0" },
+	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N" },
+	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N" },
+	{ "/sys/kernel/debug/fail_page_alloc/min-order", "0" },
+	{ "/sys/kernel/debug/fail_page_alloc/verbose", "0" },
+};
+
+#define FAIL_NTH "/proc/thread-self/fail-nth"
+#define FAIL_ALL "/proc/thread-self/make-it-fail"
+
+struct failing {
+	char before[ARRAY_SIZE(failures)][16];
+	bool changed;
+	int nth_file;
+	unsigned int nth;	/* the allocation that fails; none if 0 */
+	bool failed;		/* it was made */
+};
+
+/* What this kernel lacks for it, or NULL. */
+static const char *lacks_failures(void)
+{
+	if (access(FAIL_NTH, W_OK) || access(FAIL_ALL, W_OK))
+		return "no fault injection in this kernel";
+	for (size_t i = 0; i < ARRAY_SIZE(failures); i++)
+		if (access(failures[i].path, W_OK))
+			return "no failslab or fail_page_alloc in this kernel, or no debugfs";
+	if (!access("/sys/kernel/debug/fail_usercopy", F_OK))
+		return "not only allocations fail in this kernel";
+	return NULL;
+}
+
+static void failures_setup(struct failing *f)
+{
+	f->nth_file = open(FAIL_NTH, O_RDWR | O_CLOEXEC);
+	for (size_t i = 0; i < ARRAY_SIZE(failures); i++)
+		if (!read_file(failures[i].path, f->before[i], sizeof(f->before[i])))
+			ksft_exit_fail_perror(failures[i].path);
+	f->changed = true;
+	for (size_t i = 0; i < ARRAY_SIZE(failures); i++)
+		write_file(failures[i].path, failures[i].value,
+			   strlen(failures[i].value) + 1);
+}
+
+static void failures_restore(struct failing *f)
+{
+	for (size_t i = ARRAY_SIZE(failures); f->changed && i--; )
+		write_file(failures[i].path, f->before[i], strlen(f->before[i]) + 1);
+}
+
+/* Closes a file without any memory for that: what is at the device stays there. */
+static void close_without_memory(int fd)
+{
+	int file = open(FAIL_ALL, O_WRONLY | O_CLOEXEC);
+
+	if (file < 0 || pwrite(file, "1", 1, 0) != 1)
+		ksft_exit_fail_perror(FAIL_ALL);
+	close(fd);
+	if (pwrite(file, "0", 1, 0) != 1)
+		ksft_exit_fail_perror(FAIL_ALL);
+	close(file);
+}
+
+static void fail_nth(struct failing *f, unsigned int nth)
+{
+	char text[16];
+	int n = snprintf(text, sizeof(text), "%u", nth);
+
+	if (pwrite(f->nth_file, text, n, 0) != n)
+		ksft_exit_fail_perror(FAIL_NTH);
+}
+
+static void fail_begin(struct failing *f)
+{
+	fail_nth(f, f->nth);
+}
+
+/* It counts down, to 0 when it has come true. */
+static void fail_end(struct failing *f)
+{
+	int err = errno;
+	char left[16];
+
+	f->failed = pread(f->nth_file, left, sizeof(left), 0) > 0 && !atoi(left);
+	fail_nth(f, 0);
+	errno = err;
+}
+
+/* More of them, and something goes round in circles. */
+#define FAIL_NTH_MAX 5000
+
+#define for_each_failure(f)							\
+	for ((f)->nth = 1, (f)->failed = true; (f)->failed && (f)->nth < FAIL_NTH_MAX;	\
+	     (f)->nth++)
+
+/* 0 or ENOMEM, by which @step fails if an allocation did. Only then may it fail. */
+#define test_failing(f, step)							\
+({										\
+	int __fail;								\
+										\
+	fail_begin(f);								\
+	__fail = (step) ? errno : 0;						\
+	fail_end(f);								\
+	ASSERT_TRUE(!__fail || ((f)->failed && __fail == ENOMEM))		\
+		TH_LOG("allocation %u: %s", (f)->nth, strerror(__fail));	\
+	ASSERT_GT(FAIL_NTH_MAX - 1, (f)->nth);					\
+	__fail;									\
+})
+
+/*
+ * Some memory stays at the device throughout, so that it never has to get more:
+ * this kernel's memory hotplug does not clean up when it fails, and warns.
+ */
+FIXTURE(fail_nth)
+{
+	int fd;
+	char *map, *kept;
+	size_t npages;
+	__u64 *pfns;
+	struct failing failing;
+};
+
+FIXTURE_VARIANT(fail_nth)
+{
+	int unit;
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(fail_nth, private_anon)
+{
+	.unit = PRIVATE_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(fail_nth, private_thp)
+{
+	.unit = PRIVATE_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(fail_nth, coherent_anon)
+{
+	.unit = COHERENT_ONE,
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_SETUP(fail_nth)
+{
+	const struct backing *b = &variant->b;
+	const char *lack = lacks_failures() ?: lacks(b);
+
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	if (lack)
+		SKIP(return, "%s", lack);
+	self->fd = test_open(variant->unit);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device may not stand it");
+	if (b->level)
+		thp_only(pmd_order());
+	self->npages = b->level ? pages(pmd_size()) : 16;
+	ASSERT_TRUE(make_mirror(self->npages));
+	self->pfns = calloc(self->npages, sizeof(*self->pfns));
+	ASSERT_NE(NULL, self->pfns);
+	self->map = test_mmap(b, self->npages);
+	cpu_writes(self->map, self->npages, CPU);
+	self->kept = test_mmap(&anon, 1);
+	ASSERT_TRUE(moves(test_open(variant->unit), self->kept, 1, NOBODY));
+
+	/* Buffers are there: a system call does not tell why it cannot reach them. */
+	memset(mirror, 0x5a, self->npages * psize());
+	memset(self->pfns, 0x5a, self->npages * sizeof(*self->pfns));
+	failures_setup(&self->failing);
+}
+
+FIXTURE_TEARDOWN_PARENT(fail_nth)
+{
+	failures_restore(&self->failing);
+	if (wants_thp(&variant->b) && thp_available())
+		thp_restore_settings();
+}
+
+/* What @who wrote is in memory, and the device sees what the CPU does. */
+#define test_intact(who)							\
+({										\
+	ASSERT_TRUE(agrees(self->fd));						\
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, who));			\
+})
+
+/* Nothing is left behind at the device but what is to stay. */
+#define test_nothing_left()							\
+({										\
+	test_munmap(self->map, self->npages);					\
+	test_cmd_release();							\
+	test_stats();								\
+	ASSERT_EQ(0, inside.stats.bytes);					\
+	ASSERT_EQ(psize(), inside.stats.device_bytes);				\
+})
+
+#define TEST_FAILING(name) TEST_F_TIMEOUT(fail_nth, name, 300)
+
+TEST_FAILING(open)
+{
+	for_each_failure(&self->failing) {
+		int fd = -1;
+
+		test_failing(&self->failing, (fd = open_device(variant->unit)) < 0);
+		if (fd >= 0)
+			close(fd);
+	}
+}
+
+TEST_FAILING(close)
+{
+	for_each_failure(&self->failing) {
+		int fd = test_open(variant->unit);
+
+		ASSERT_TRUE(moves(fd, self->map, self->npages, CPU));
+		test_failing(&self->failing, close(fd));
+		test_intact(CPU);
+	}
+	test_nothing_left();
+}
+
+TEST_FAILING(close_without_memory)
+{
+	int fd = test_open(variant->unit);
+
+	ASSERT_TRUE(moves(fd, self->map, self->npages, CPU));
+	close_without_memory(fd);
+	test_stats();
+	ASSERT_EQ((self->npages + 1) * psize(), inside.stats.device_bytes);
+	test_intact(CPU);
+	test_nothing_left();
+}
+
+TEST_FAILING(mmap)
+{
+	for_each_failure(&self->failing) {
+		void *io = MAP_FAILED;
+
+		test_failing(&self->failing,
+			     (io = mmap(NULL, IO_PAGES * psize(), PROT_READ, MAP_SHARED,
+					self->fd, 0)) == MAP_FAILED);
+		if (io != MAP_FAILED)
+			test_munmap(io, IO_PAGES);
+	}
+}
+
+TEST_FAILING(read)
+{
+	for_each_failure(&self->failing) {
+		test_madvise(self->map, self->npages, MADV_DONTNEED);
+		test_failing(&self->failing, _test_cmd_read(self->fd, self->map, self->npages));
+		test_intact(NOBODY);
+	}
+}
+
+TEST_FAILING(read_unlocked)
+{
+	for_each_failure(&self->failing) {
+		test_madvise(self->map, self->npages, MADV_DONTNEED);
+		test_failing(&self->failing,
+			     _test_cmd_read_unlocked(self->fd, self->map, self->npages));
+		test_intact(NOBODY);
+	}
+}
+
+/* As much is written as it says, and no more. */
+TEST_FAILING(write)
+{
+	for_each_failure(&self->failing) {
+		size_t written;
+
+		test_madvise(self->map, self->npages, MADV_DONTNEED);
+		test_failing(&self->failing,
+			     _test_cmd_write(self->fd, self->map, self->npages, DEVICE));
+		written = answer.cpages;
+		ASSERT_TRUE(agrees(self->fd));
+		ASSERT_TRUE(cpu_sees(self->map, written, DEVICE));
+		ASSERT_TRUE(cpu_sees(at(self->map, written), self->npages - written, NOBODY));
+	}
+}
+
+TEST_FAILING(snapshot)
+{
+	for_each_failure(&self->failing)
+		if (!test_failing(&self->failing,
+				  _test_cmd_snapshot(self->fd, self->map, self->npages)))
+			ASSERT_TRUE(saw(0, self->npages, SEES_WRITE |
+					(variant->b.level ? SEES_PMD : 0)));
+}
+
+TEST_FAILING(to_dev)
+{
+	for_each_failure(&self->failing) {
+		if (!test_failing(&self->failing,
+				  _test_cmd_to_dev(self->fd, self->map, self->npages)))
+			ASSERT_TRUE(holds(mirror, self->map, self->npages, CPU));
+		test_intact(CPU);
+	}
+	test_nothing_left();
+}
+
+TEST_FAILING(hole_to_dev)
+{
+	for_each_failure(&self->failing) {
+		test_madvise(self->map, self->npages, MADV_DONTNEED);
+		test_failing(&self->failing,
+			     _test_cmd_to_dev(self->fd, self->map, self->npages));
+		test_intact(NOBODY);
+	}
+	test_nothing_left();
+}
+
+TEST_FAILING(to_sys)
+{
+	for_each_failure(&self->failing) {
+		test_cmd_to_dev(self->map, self->npages, CPU);
+		test_failing(&self->failing,
+			     _test_cmd_to_sys(self->fd, self->map, self->npages));
+		test_intact(CPU);
+	}
+	test_nothing_left();
+}
+
+/* The CPU has no error to return: it tries again. */
+TEST_FAILING(touched)
+{
+	for_each_failure(&self->failing) {
+		test_cmd_to_dev(self->map, self->npages, CPU);
+		test_failing(&self->failing, !cpu_sees(self->map, self->npages, CPU));
+		test_intact(CPU);
+	}
+	test_nothing_left();
+}
+
+/* A few pages, as each is got by itself. */
+TEST_FAILING(exclusive)
+{
+	for_each_failure(&self->failing) {
+		test_failing(&self->failing, _test_cmd_exclusive(self->fd, self->map, 4));
+		test_intact(CPU);
+	}
+}
+
+TEST_FAILING(release)
+{
+	for_each_failure(&self->failing) {
+		test_cmd_to_dev(self->map, self->npages, CPU);
+		test_failing(&self->failing, _test_cmd_release(self->fd));
+		test_intact(CPU);
+	}
+	test_nothing_left();
+}
+
+static pid_t fork_reader(char *map, size_t npages)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(!cpu_sees(map, npages, CPU));
+	return pid;
+}
+
+TEST_FAILING(fork)
+{
+	for_each_failure(&self->failing) {
+		pid_t pid = -1;
+		int status = 0;
+
+		test_cmd_to_dev(self->map, self->npages, CPU);
+		test_failing(&self->failing,
+			     (pid = fork_reader(self->map, self->npages)) < 0);
+		if (pid > 0)
+			ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_EQ(0, status);
+		test_intact(CPU);
+	}
+	test_nothing_left();
+}
+
+TEST_FAILING(raw_fault)
+{
+	for_each_failure(&self->failing) {
+		test_madvise(self->map, self->npages, MADV_DONTNEED);
+		test_failing(&self->failing,
+			     _test_fault(self->fd, self->map, self->npages, self->pfns, 0,
+					 REQ_WRITE, 0));
+		test_intact(NOBODY);
+	}
+}
+
+TEST_FAILING(check)
+{
+	test_cmd_write(self->map, self->npages, DEVICE);
+	for_each_failure(&self->failing) {
+		memset(&inside, 0, sizeof(inside));
+		test_failing(&self->failing,
+			     _test_inside(self->fd, HMM_DMIRROR_OP_CHECK, 0));
+	}
+}
+
+TEST_FAILING(stats)
+{
+	for_each_failure(&self->failing)
+		test_failing(&self->failing, _test_stats(self->fd));
+}
+
+TEST_FAILING(inject)
+{
+	for_each_failure(&self->failing)
+		test_failing(&self->failing,
+			     _test_inject(self->fd, HMM_DMIRROR_POINT_GATE,
+					  HMM_DMIRROR_INJECT_NOTHING, 1));
+}
+
+/*
  * Anything at all: commands, known and not, with arguments that make sense and
  * such that don't, on memory that changes. Nothing may come of it.
  */
