@@ -36,6 +36,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -6849,6 +6850,208 @@ TEST_FAILING(inject)
 		test_failing(&self->failing,
 			     _test_inject(self->fd, HMM_DMIRROR_POINT_GATE,
 					  HMM_DMIRROR_INJECT_NOTHING, 1));
+}
+
+/*
+ * The driver goes while processes have memory at its devices whose files are
+ * closed. It comes back, with the options it had, whatever becomes of the test.
+ */
+FIXTURE(unload)
+{
+	char *map;
+	char options[128];
+	struct failing failing;
+};
+
+FIXTURE_VARIANT(unload)
+{
+	int unit;
+};
+
+FIXTURE_VARIANT_ADD(unload, private)
+{
+	.unit = PRIVATE_ONE,
+};
+
+FIXTURE_VARIANT_ADD(unload, coherent)
+{
+	.unit = COHERENT_ONE,
+};
+
+#define DRIVER "/sys/module/test_hmm"
+
+static void driver_options(char *options, size_t size)
+{
+	static const char * const names[] = { "spm_addr_dev0", "spm_addr_dev1" };
+
+	*options = 0;
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		char path[64], option[64];
+
+		snprintf(path, sizeof(path), DRIVER "/parameters/%s", names[i]);
+		snprintf(option, sizeof(option), " %s=%lu", names[i], read_num(path));
+		strncat(options, option, size - strlen(options) - 1);
+	}
+}
+
+/* The node of a device, where nothing else makes it. */
+static bool make_node(int unit)
+{
+	char path[64], number[32] = "";
+	unsigned int major, minor;
+	struct stat node;
+
+	snprintf(path, sizeof(path), "/sys/class/hmm_dmirror/hmm_dmirror%d/dev", unit);
+	read_file(path, number, sizeof(number));
+	if (sscanf(number, "%u:%u", &major, &minor) != 2)
+		return unit >= COHERENT_ONE;
+	snprintf(path, sizeof(path), "/dev/hmm_dmirror%d", unit);
+	if (!stat(path, &node) && node.st_rdev == makedev(major, minor))
+		return true;
+	unlink(path);
+	return !mknod(path, S_IFCHR | 0600, makedev(major, minor));
+}
+
+static bool load_driver(const char *options)
+{
+	char command[256];
+
+	snprintf(command, sizeof(command), "modprobe test_hmm %s", options);
+	return !system(command) && make_node(PRIVATE_ONE) && make_node(PRIVATE_TWO) &&
+	       make_node(COHERENT_ONE) && make_node(COHERENT_TWO);
+}
+
+static bool unload_driver(void)
+{
+	return !syscall(SYS_delete_module, "test_hmm", O_NONBLOCK);
+}
+
+FIXTURE_SETUP(unload)
+{
+	int fd;
+
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	if (access(DRIVER "/refcnt", F_OK))
+		SKIP(return, "the driver is no module, or one that stays");
+	if (system("command -v modprobe >/dev/null"))
+		SKIP(return, "no modprobe");
+	fd = test_open(variant->unit);
+	if (!has_inside(fd))
+		SKIP(return, "this device may not stand it");
+	close(fd);
+	driver_options(self->options, sizeof(self->options));
+	ASSERT_TRUE(make_mirror(NPAGES));
+	self->map = test_mmap(&anon, NPAGES);
+	if (!lacks_failures())
+		failures_setup(&self->failing);
+}
+
+FIXTURE_TEARDOWN_PARENT(unload)
+{
+	failures_restore(&self->failing);
+	if (access(DRIVER, F_OK) && *self->options)
+		EXPECT_TRUE(load_driver(self->options));
+}
+
+/* Memory goes to the device and stays there, as far as this kernel can do that. */
+#define test_leave_at_device()							\
+({										\
+	int __fd = test_open(variant->unit);					\
+										\
+	ASSERT_TRUE(moves(__fd, self->map, NPAGES, CPU));			\
+	if (self->failing.changed)						\
+		close_without_memory(__fd);					\
+	else									\
+		close(__fd);							\
+})
+
+/* The driver is back, and works. */
+#define test_reload()								\
+({										\
+	int __fd;								\
+										\
+	ASSERT_TRUE(load_driver(self->options));				\
+	__fd = test_open(variant->unit);					\
+	ASSERT_TRUE(moves(__fd, self->map, NPAGES, CPU));			\
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));				\
+	close(__fd);								\
+})
+
+/* The file is not open in the child, so it is forked before. */
+TEST_F(unload, memory_at_device)
+{
+	pid_t pid;
+	int hold;
+
+	cpu_writes(self->map, NPAGES, CPU);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, NPAGES, CPU));
+
+	test_leave_at_device();
+	ASSERT_TRUE(unload_driver());
+	ASSERT_TRUE(child_agrees(pid, hold));
+	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+	test_reload();
+}
+
+#define UNLOADS 5
+
+TEST_F_TIMEOUT(unload, child_exits_meanwhile, 120)
+{
+	for (int i = 0; i < UNLOADS; i++) {
+		int hold, status;
+		pid_t pid;
+
+		cpu_writes(self->map, NPAGES, CPU);
+		pid = test_fork_held(&hold);
+		if (!pid)
+			_exit(KSFT_PASS);
+
+		test_leave_at_device();
+		close(hold);
+		usleep(i * 200);
+		ASSERT_TRUE(unload_driver());
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+		test_reload();
+	}
+}
+
+TEST_F_TIMEOUT(unload, child_reads_meanwhile, 120)
+{
+	for (int i = 0; i < UNLOADS; i++) {
+		int hold, status;
+		pid_t pid;
+
+		cpu_writes(self->map, NPAGES, CPU);
+		pid = test_fork_held(&hold);
+		if (!pid)
+			_exit(!cpu_sees(self->map, NPAGES, CPU));
+
+		test_leave_at_device();
+		close(hold);
+		usleep(i * 200);
+		ASSERT_TRUE(unload_driver());
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_EQ(0, status);
+		ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
+		test_reload();
+	}
+}
+
+/* A file that is open keeps the driver. */
+TEST_F(unload, file_open)
+{
+	int fd = test_open(variant->unit);
+
+	ASSERT_FALSE(unload_driver());
+	cpu_writes(self->map, NPAGES, CPU);
+	ASSERT_TRUE(moves(fd, self->map, NPAGES, CPU));
+	close(fd);
+	ASSERT_TRUE(unload_driver());
+	test_reload();
 }
 
 /*
