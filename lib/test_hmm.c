@@ -562,6 +562,72 @@ static const struct mmu_interval_notifier_ops dmirror_notifier_ops = {
 };
 
 /*
+ * Injection
+ *
+ * A test can have something happen when a point is passed, as often as it says
+ * and after it was passed as often as it says.
+ */
+
+/* How long a test may take that somebody waits for. */
+#define DMIRROR_INJECT_PATIENCE	(60 * HZ)
+
+/* What happens now at @point? */
+static unsigned int dmirror_inject_take(struct dmirror *dmirror,
+					unsigned int point)
+{
+	struct dmirror_injection *injection = &dmirror->injections[point];
+	unsigned int action;
+
+	guard(spinlock)(&dmirror->inject_lock);
+
+	action = injection->action;
+	if (action && injection->skip) {
+		injection->skip--;
+		return HMM_DMIRROR_INJECT_NOTHING;
+	}
+	if (action && !--injection->count)
+		injection->action = HMM_DMIRROR_INJECT_NOTHING;
+	return action;
+}
+
+static bool dmirror_inject_is_waiting(struct dmirror *dmirror,
+				      unsigned int point)
+{
+	return READ_ONCE(dmirror->injections[point].waiting);
+}
+
+static void dmirror_inject_set_waiting(struct dmirror *dmirror,
+				       unsigned int point, bool waiting)
+{
+	WRITE_ONCE(dmirror->injections[point].waiting, waiting);
+	wake_up_all(&dmirror->inject_wait);
+}
+
+static void dmirror_inject_wait(struct dmirror *dmirror, unsigned int point)
+{
+	dmirror_inject_set_waiting(dmirror, point, true);
+	wait_event_killable_timeout(dmirror->inject_wait,
+				    !dmirror_inject_is_waiting(dmirror, point),
+				    DMIRROR_INJECT_PATIENCE);
+	dmirror_inject_set_waiting(dmirror, point, false);
+}
+
+/* Nobody is left who could resume, so whoever waits goes on. */
+static void dmirror_inject_nothing(struct dmirror *dmirror)
+{
+	scoped_guard(spinlock, &dmirror->inject_lock)
+		memset(dmirror->injections, 0, sizeof(dmirror->injections));
+	wake_up_all(&dmirror->inject_wait);
+}
+
+/* A point where one can but wait. */
+static void dmirror_inject(struct dmirror *dmirror, unsigned int point)
+{
+	if (dmirror_inject_take(dmirror, point) == HMM_DMIRROR_INJECT_WAIT)
+		dmirror_inject_wait(dmirror, point);
+}
+
+/*
  * Walks
  */
 
@@ -1056,72 +1122,6 @@ static int dmirror_snapshot_batch(struct dmirror_snapshot *snapshot,
 
 	cmd->cpages += npages;
 	return 0;
-}
-
-/*
- * Injection
- *
- * A test can have something happen when a point is passed, as often as it says
- * and after it was passed as often as it says.
- */
-
-/* How long a test may take that somebody waits for. */
-#define DMIRROR_INJECT_PATIENCE	(60 * HZ)
-
-/* What happens now at @point? */
-static unsigned int dmirror_inject_take(struct dmirror *dmirror,
-					unsigned int point)
-{
-	struct dmirror_injection *injection = &dmirror->injections[point];
-	unsigned int action;
-
-	guard(spinlock)(&dmirror->inject_lock);
-
-	action = injection->action;
-	if (action && injection->skip) {
-		injection->skip--;
-		return HMM_DMIRROR_INJECT_NOTHING;
-	}
-	if (action && !--injection->count)
-		injection->action = HMM_DMIRROR_INJECT_NOTHING;
-	return action;
-}
-
-static bool dmirror_inject_is_waiting(struct dmirror *dmirror,
-				      unsigned int point)
-{
-	return READ_ONCE(dmirror->injections[point].waiting);
-}
-
-static void dmirror_inject_set_waiting(struct dmirror *dmirror,
-				       unsigned int point, bool waiting)
-{
-	WRITE_ONCE(dmirror->injections[point].waiting, waiting);
-	wake_up_all(&dmirror->inject_wait);
-}
-
-static void dmirror_inject_wait(struct dmirror *dmirror, unsigned int point)
-{
-	dmirror_inject_set_waiting(dmirror, point, true);
-	wait_event_killable_timeout(dmirror->inject_wait,
-				    !dmirror_inject_is_waiting(dmirror, point),
-				    DMIRROR_INJECT_PATIENCE);
-	dmirror_inject_set_waiting(dmirror, point, false);
-}
-
-/* Nobody is left who could resume, so whoever waits goes on. */
-static void dmirror_inject_nothing(struct dmirror *dmirror)
-{
-	scoped_guard(spinlock, &dmirror->inject_lock)
-		memset(dmirror->injections, 0, sizeof(dmirror->injections));
-	wake_up_all(&dmirror->inject_wait);
-}
-
-/* A point where one can but wait. */
-static void dmirror_inject(struct dmirror *dmirror, unsigned int point)
-{
-	if (dmirror_inject_take(dmirror, point) == HMM_DMIRROR_INJECT_WAIT)
-		dmirror_inject_wait(dmirror, point);
 }
 
 /*
