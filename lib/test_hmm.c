@@ -722,6 +722,16 @@ static int dmirror_walk_locked(struct dmirror_walk *walk)
 	return ret == -EBUSY ? DMIRROR_INVALIDATED : ret;
 }
 
+/*
+ * An invalidation that comes now has to wait, or to fail if it can't. That is
+ * over in no time, unless a test wants to see it.
+ */
+static int dmirror_walk_use(struct dmirror_walk *walk)
+{
+	dmirror_inject(walk->dmirror, HMM_DMIRROR_POINT_USE);
+	return walk->use(walk);
+}
+
 static int dmirror_walk_once(struct dmirror_walk *walk)
 {
 	struct dmirror *dmirror = walk->dmirror;
@@ -747,7 +757,7 @@ static int dmirror_walk_once(struct dmirror_walk *walk)
 				    walk->range.notifier_seq))
 		ret = DMIRROR_INVALIDATED;
 	else
-		ret = walk->use(walk);
+		ret = dmirror_walk_use(walk);
 	mutex_unlock(&dmirror->lock);
 	return ret;
 }
