@@ -6086,6 +6086,178 @@ TEST_F(race, kill)
 	test_munmap(self->map, NPAGES);
 }
 
+/* A signal that does not kill is none of the walk's business. */
+static atomic_int signals;
+
+static void count_signal(int signal)
+{
+	signals++;
+}
+
+TEST_F(race, signal)
+{
+	struct sigaction action = { .sa_handler = count_signal };
+
+	ASSERT_EQ(0, sigaction(SIGUSR1, &action, NULL));
+	test_race_begin(REQ_READ);
+	ASSERT_EQ(0, pthread_kill(self->thread, SIGUSR1));
+	test_race_end(0);
+	EXPECT_EQ(1, signals);
+	EXPECT_EQ(NPAGES, inside.fault.faults);
+	test_race_agrees();
+}
+
+/* What a fault takes is no part of the time that invalidations may take. */
+TEST_F(race, discard_after_the_timeout)
+{
+	cpu_writes(self->map, GATE, CPU);
+	test_race_begin(REQ_READ);
+	usleep((TIMEOUT_MS + 100) * 1000);
+	test_madvise(self->map, GATE, MADV_DONTNEED);
+	test_race_end(0);
+	ASSERT_TRUE(flagged(self->pfns, 0, GATE, OUT_FLAGS, OUT_READ));
+	test_race_agrees();
+}
+
+/* As run_race(), with the mmap lock held from beginning to end. */
+static void *run_locked_race(void *arg)
+{
+	FIXTURE_DATA(race) * self = arg;
+	int ret = _test_fault(self->fd, self->map, NPAGES, self->pfns, 0,
+			      self->requests, ALL_BITS);
+
+	self->fail = ret ? errno : 0;
+	return NULL;
+}
+
+/* The mmap lock keeps no pages in their place. */
+TEST_F(race, discard_with_lock_held)
+{
+	cpu_writes(self->map, GATE, CPU);
+	self->requests = REQ_READ;
+	test_inject(GATE, WAIT, 1);
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_locked_race, self));
+	test_await(GATE);
+	test_madvise(self->map, GATE, MADV_DONTNEED);
+	test_race_end(0);
+	EXPECT_EQ(2, inside.fault.tries);
+	ASSERT_TRUE(flagged(self->pfns, 0, GATE, OUT_FLAGS, OUT_READ));
+	test_race_agrees();
+}
+
+/* What somebody does to some pages, in a thread of its own, when he is let. */
+struct change {
+	bool (*make)(void *addr, size_t npages);
+	void *addr;
+	size_t npages;
+	atomic_bool may_go, made;
+	bool good;
+	pthread_t thread;
+};
+
+static void *run_change(void *arg)
+{
+	struct change *change = arg;
+
+	while (!change->may_go)
+		sched_yield();
+	change->good = change->make(change->addr, change->npages);
+	change->made = true;
+	return NULL;
+}
+
+static bool change_begins(struct change *change)
+{
+	return !pthread_create(&change->thread, NULL, run_change, change);
+}
+
+/* It has to wait, and is let go when the rest has come to an end. */
+static bool change_waits(struct change *change)
+{
+	change->may_go = true;
+	usleep(20000);
+	return !change->made;
+}
+
+static bool change_is_good(struct change *change)
+{
+	return !pthread_join(change->thread, NULL) && change->good;
+}
+
+#define test_change_begin(change)						\
+	ASSERT_TRUE(change_begins(change))
+#define test_change_waits(change)						\
+	ASSERT_TRUE(change_waits(change))
+#define test_change_end(change)							\
+	ASSERT_TRUE(change_is_good(change))
+
+static bool zap(void *addr, size_t npages)
+{
+	return !madvise(addr, npages * psize(), MADV_DONTNEED);
+}
+
+/* Pages stay what they are until the device is done with the outputs it has. */
+TEST_F(race, discard_in_use)
+{
+	struct change change = { .make = zap, .addr = self->map, .npages = GATE };
+
+	cpu_writes(self->map, GATE, CPU);
+	test_change_begin(&change);
+	test_inject(USE, WAIT, 1);
+	self->requests = REQ_READ;
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_race, self));
+	test_await(USE);
+	test_change_waits(&change);
+	test_resume(USE);
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));
+	EXPECT_EQ(0, self->fail);
+	EXPECT_EQ(1, inside.fault.tries);
+	test_change_end(&change);
+	ASSERT_TRUE(cpu_sees(self->map, GATE, NOBODY));
+}
+
+/* Whoever holds the mmap lock when he is killed does not take it with him. */
+TEST_F(race, kill_with_lock_held)
+{
+	int status;
+	pid_t pid;
+
+	test_inject(GATE, WAIT, 1);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		self->requests = REQ_READ;
+		run_locked_race(self);
+		_exit(KSFT_FAIL);
+	}
+	test_await(GATE);
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	test_cmd_write(self->map, GATE, DEVICE);
+	test_munmap(self->map, NPAGES);
+}
+
+/* A process can exit while a thread of it is on its way. */
+TEST_F(race, exit)
+{
+	int status;
+	pid_t pid;
+
+	test_inject(GATE, DROP_AND_WAIT, 1);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		self->requests = REQ_READ;
+		pthread_create(&self->thread, NULL, run_race, self);
+		_exit(_test_await(self->fd, HMM_DMIRROR_POINT_GATE));
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFEXITED(status) && !WEXITSTATUS(status));
+	test_cmd_write(self->map, GATE, DEVICE);
+	test_munmap(self->map, NPAGES);
+}
+
 /*
  * Migration, step by step: a thread's migration waits at a point of its way,
  * with the pages locked, while the test does something to them.
