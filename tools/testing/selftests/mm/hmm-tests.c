@@ -6259,6 +6259,863 @@ TEST_F(race, exit)
 }
 
 /*
+ * The same by what is behind the memory, and by what holds the walk up. The
+ * range has three parts of a size. Of the first and the last one all pages are
+ * requested, and in between just one, where the walk waits: before it is what
+ * has its outputs already, behind it what has none yet. The device has all of
+ * it in its page table before.
+ */
+enum meeting { AT_GATE, IN_UFFD };
+
+struct midwalk {
+	int fd, file, uffd;
+	size_t part;		/* pages of each part */
+	char *map;		/* the first part */
+	char *stop;		/* where the walk waits */
+	char *behind;		/* the last part */
+	size_t npages;		/* of all parts */
+	__u64 *pfns;
+	int fail;
+	__u64 tries, invalidations;
+	pthread_t thread;
+};
+
+/* Whoever faults there meets the test. */
+static bool midwalk_stop(struct midwalk *w, enum meeting meeting)
+{
+	char *middle = at(w->map, w->part);
+
+	if (mmap(middle, w->part * psize(), PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != middle)
+		return false;
+	madvise(middle, w->part * psize(), MADV_NOHUGEPAGE);
+	w->stop = at(middle, w->part / 2);
+	if (meeting == IN_UFFD) {
+		w->uffd = uffd_open();
+		return !uffd_register(w->uffd, w->stop, psize(), true, false, false);
+	}
+	return mmap(w->stop, psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		    w->fd, HMM_DMIRROR_GATE_OFFSET) == w->stop;
+}
+
+static bool midwalk_map(struct midwalk *w, const struct backing *b, enum meeting meeting)
+{
+	w->part = b->level ? pages(level_size(b->level)) : 64;
+	w->npages = 3 * w->part;
+	w->pfns = calloc(w->npages, sizeof(*w->pfns));
+	if (!w->pfns || !make_mirror(w->npages))
+		return false;
+	w->map = map_backing(b, w->npages * psize(), &w->file);
+	w->behind = at(w->map, 2 * w->part);
+	return w->map != MAP_FAILED && midwalk_stop(w, meeting);
+}
+
+static bool midwalk_fill(struct midwalk *w)
+{
+	return done(_test_cmd_write(w->fd, w->map, w->part, CPU)) &&
+	       done(_test_cmd_write(w->fd, w->behind, w->part, CPU));
+}
+
+static void *run_midwalk(void *arg)
+{
+	struct midwalk *w = arg;
+	int ret = _test_fault(w->fd, w->map, w->npages, w->pfns,
+			      HMM_DMIRROR_FAULT_UNLOCKED, 0, ALL_BITS);
+
+	w->fail = ret ? errno : 0;
+	w->tries = inside.fault.tries;
+	w->invalidations = inside.fault.invalidations;
+	return NULL;
+}
+
+static bool midwalk_meet(struct midwalk *w)
+{
+	struct uffd_msg msg;
+
+	if (w->uffd)
+		return read(w->uffd, &msg, sizeof(msg)) == sizeof(msg);
+	return !_test_await(w->fd, HMM_DMIRROR_POINT_GATE);
+}
+
+/* @before and @behind are requested of the pages there. */
+static void midwalk_request(struct midwalk *w, __u64 before, __u64 behind)
+{
+	request(w->pfns, 0, w->part, 1, before);
+	request(w->pfns, 2 * w->part, w->npages, 1, behind);
+	w->pfns[(w->stop - w->map) / psize()] = REQ_READ;
+}
+
+static bool midwalk_start(struct midwalk *w)
+{
+	if (!w->uffd && _test_inject(w->fd, HMM_DMIRROR_POINT_GATE,
+				     HMM_DMIRROR_INJECT_DROP_AND_WAIT, 1))
+		return false;
+	return !pthread_create(&w->thread, NULL, run_midwalk, w) && midwalk_meet(w);
+}
+
+/* If nothing can be put there any more, the one who waits has to see that. */
+static bool midwalk_serve(struct midwalk *w)
+{
+	struct uffdio_zeropage zero = { .range = { (uintptr_t)w->stop, psize() } };
+
+	return !ioctl(w->uffd, UFFDIO_ZEROPAGE, &zero) ||
+	       !ioctl(w->uffd, UFFDIO_WAKE, &zero.range);
+}
+
+static bool midwalk_end(struct midwalk *w)
+{
+	if (w->uffd ? !midwalk_serve(w) : _test_resume(w->fd, HMM_DMIRROR_POINT_GATE))
+		return false;
+	return !pthread_join(w->thread, NULL);
+}
+
+static bool midwalk_check(struct midwalk *w)
+{
+	memset(&inside, 0, sizeof(inside));
+	inside.check.addr = (uintptr_t)w->map;
+	inside.check.npages = w->npages;
+	return done(_test_inside(w->fd, HMM_DMIRROR_OP_CHECK, 0));
+}
+
+/*
+ * The outputs are what HMM finds now that nothing happens, to the last bit, and
+ * what is found without HMM.
+ */
+static bool midwalk_agrees(struct midwalk *w)
+{
+	__u64 *now = calloc(w->npages, sizeof(*now));
+	bool good = now && midwalk_check(w) &&
+		    done(_test_fault(w->fd, w->map, w->npages, now, 0, 0, 0));
+
+	for (size_t i = 0; good && i < w->npages; i++) {
+		if (w->pfns[i] == now[i])
+			continue;
+		ksft_print_msg("page %zu: %#llx, not %#llx\n", i,
+			       (unsigned long long)w->pfns[i], (unsigned long long)now[i]);
+		good = false;
+	}
+	free(now);
+	return good;
+}
+
+/* Are @npages pages from @addr on mapped by entries of @order? */
+static bool midwalk_order(struct midwalk *w, char *addr, size_t npages, unsigned int order)
+{
+	const __u64 *pfns = w->pfns + (addr - w->map) / psize();
+
+	for (size_t i = 0; i < npages; i++) {
+		if (pfns[i] & OUT_READ && order_of(pfns[i]) == order)
+			continue;
+		ksft_print_msg("page %zu: %#llx, not of order %u\n", i,
+			       (unsigned long long)pfns[i], order);
+		return false;
+	}
+	return true;
+}
+
+static bool midwalk_flags(struct midwalk *w, char *addr, size_t npages, __u64 flags)
+{
+	return flagged(w->pfns, (addr - w->map) / psize(), npages, OUT_FLAGS, flags);
+}
+
+#define test_midwalk_begin(before, behind)					\
+({										\
+	midwalk_request(&self->w, before, behind);				\
+	ASSERT_TRUE(midwalk_start(&self->w));					\
+})
+
+/* The walk goes on, fails with @error unless that is 0, and breaks nothing. */
+#define test_midwalk_end(error)							\
+({										\
+	ASSERT_TRUE(midwalk_end(&self->w));					\
+	ASSERT_EQ(error, self->w.fail);						\
+	ASSERT_TRUE(midwalk_check(&self->w));					\
+})
+#define test_midwalk_agrees()							\
+	ASSERT_TRUE(midwalk_agrees(&self->w))
+
+/* Are outputs of @npages pages at @addr just @flags? */
+#define test_midwalk_flags(addr, npages, flags)					\
+	ASSERT_TRUE(midwalk_flags(&self->w, addr, npages, flags))
+#define test_midwalk_order(addr, npages, order)					\
+	ASSERT_TRUE(midwalk_order(&self->w, addr, npages, order))
+
+FIXTURE(midwalk)
+{
+	int fd;
+	struct midwalk w;
+	char *map, *behind;
+	size_t part;
+};
+
+FIXTURE_VARIANT(midwalk)
+{
+	struct backing b;
+	enum meeting meeting;
+};
+
+FIXTURE_VARIANT_ADD(midwalk, anon)
+{
+	.b = { .kind = ANON, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(midwalk, mthp_16k)
+{
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .order = 2 },
+};
+
+FIXTURE_VARIANT_ADD(midwalk, mthp_64k)
+{
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .order = 4 },
+};
+
+FIXTURE_VARIANT_ADD(midwalk, thp)
+{
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(midwalk, shmem)
+{
+	.b = { .kind = SHMEM, .share = MAP_SHARED },
+};
+
+FIXTURE_VARIANT_ADD(midwalk, shmem_thp)
+{
+	.b = { .kind = SHMEM, .share = MAP_SHARED, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(midwalk, hugetlb_pmd)
+{
+	.b = { .kind = HUGETLB, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(midwalk, hugetlb_pmd_shared)
+{
+	.b = { .kind = HUGETLB, .share = MAP_SHARED, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(midwalk, anon_uffd)
+{
+	.b = { .kind = ANON, .share = MAP_PRIVATE }, .meeting = IN_UFFD,
+};
+
+FIXTURE_VARIANT_ADD(midwalk, thp_uffd)
+{
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD }, .meeting = IN_UFFD,
+};
+
+FIXTURE_VARIANT_ADD(midwalk, shmem_uffd)
+{
+	.b = { .kind = SHMEM, .share = MAP_SHARED }, .meeting = IN_UFFD,
+};
+
+FIXTURE_SETUP(midwalk)
+{
+	const struct backing *b = &variant->b;
+
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	if (wants_thp(b))
+		thp_only(b->order ? b->order : pmd_order());
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	self->w.fd = self->fd;
+	ASSERT_TRUE(midwalk_map(&self->w, b, variant->meeting));
+	self->map = self->w.map;
+	self->behind = self->w.behind;
+	self->part = self->w.part;
+}
+
+FIXTURE_TEARDOWN(midwalk)
+{
+	test_close();
+	if (wants_thp(&variant->b))
+		thp_restore_settings();
+}
+
+TEST_F(midwalk, nothing)
+{
+	unsigned int order = variant->b.level ? pmd_order() : 0;
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	test_midwalk_end(0);
+	EXPECT_EQ(0, self->w.invalidations);
+	EXPECT_EQ(1, self->w.tries);
+	test_midwalk_order(self->map, self->part, order);
+	test_midwalk_order(self->behind, self->part, order);
+	test_midwalk_agrees();
+}
+
+/*
+ * Nothing is there when the walk begins, and what it brings is changed by a CPU.
+ * A page of the pool is the process's own from the start, so it is just made
+ * writable, and nobody has to be told.
+ */
+TEST_F(midwalk, write)
+{
+	bool told = variant->b.kind != HUGETLB || variant->b.share == MAP_SHARED;
+
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	cpu_writes(self->map, self->part, CPU);
+	cpu_writes(self->behind, self->part, CPU);
+	test_midwalk_end(0);
+	test_cmd_read(self->map, self->part, CPU);
+	test_midwalk_flags(self->map, self->part, told ? OUT_WRITE : OUT_READ);
+	test_midwalk_flags(self->behind, self->part, OUT_WRITE);
+	ASSERT_TRUE(!told || midwalk_agrees(&self->w));
+}
+
+/* Content goes: private memory's with the entries, shared memory's with the file's. */
+TEST_F(midwalk, discard)
+{
+	size_t size = self->part * psize();
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	ASSERT_TRUE(discard(self->map, size, self->w.file, variant->b.share));
+	ASSERT_TRUE(discard(self->behind, size, self->w.file, variant->b.share));
+	test_midwalk_end(0);
+	EXPECT_EQ(1, self->w.tries);
+	test_midwalk_agrees();
+	test_cmd_read(self->map, self->part, NOBODY);
+	test_cmd_read(self->behind, self->part, NOBODY);
+	test_midwalk_agrees();
+}
+
+/* Entries go, and shared memory is found where it was. */
+TEST_F(midwalk, zap)
+{
+	enum writer who = variant->b.share == MAP_PRIVATE ? NOBODY : CPU;
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	test_madvise(self->map, self->part, MADV_DONTNEED);
+	test_madvise(self->behind, self->part, MADV_DONTNEED);
+	test_midwalk_end(0);
+	test_cmd_read(self->map, self->part, who);
+	test_cmd_read(self->behind, self->part, who);
+	test_midwalk_agrees();
+}
+
+/* What nobody requested does not come back. */
+TEST_F(midwalk, zap_unrequested)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(0, 0);
+	test_madvise(self->map, self->part, MADV_DONTNEED);
+	test_madvise(self->behind, self->part, MADV_DONTNEED);
+	test_midwalk_end(0);
+	test_midwalk_flags(self->map, self->part, 0);
+	test_midwalk_flags(self->behind, self->part, 0);
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk, unmap_before)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_munmap(self->map, self->part);
+	test_midwalk_end(EFAULT);
+}
+
+TEST_F(midwalk, unmap_behind)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_munmap(self->behind, self->part);
+	test_midwalk_end(EFAULT);
+}
+
+TEST_F(midwalk, unmap_unrequested)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(0, 0);
+	test_munmap(self->map, self->part);
+	test_munmap(self->behind, self->part);
+	test_midwalk_end(0);
+	test_midwalk_flags(self->map, self->part, OUT_ERROR);
+	test_midwalk_flags(self->behind, self->part, OUT_ERROR);
+	test_midwalk_agrees();
+}
+
+/* The page that is being waited for. */
+TEST_F(midwalk, unmap_here)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_munmap(self->w.stop, 1);
+	test_midwalk_end(EFAULT);
+}
+
+TEST_F(midwalk, discard_here)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_madvise(self->w.stop, 1, MADV_DONTNEED);
+	test_midwalk_end(0);
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk, take_access_here)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_mprotect(self->w.stop, 1, PROT_NONE);
+	test_midwalk_end(EFAULT);
+}
+
+/* To where nobody asks for it. */
+static void *move_away(void *addr, size_t npages)
+{
+	void *to = map_aligned(npages * psize(), pmd_size(), PROT_NONE,
+			       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	return mremap(addr, npages * psize(), npages * psize(),
+		      MREMAP_MAYMOVE | MREMAP_FIXED, to);
+}
+
+#define test_move_away(addr, npages)						\
+({										\
+	void *__to = move_away(addr, npages);					\
+										\
+	ASSERT_NE(MAP_FAILED, __to);						\
+	__to;									\
+})
+
+TEST_F(midwalk, move_here)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_move_away(self->w.stop, 1);
+	test_midwalk_end(EFAULT);
+}
+
+TEST_F(midwalk, move)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_move_away(self->map, self->part);
+	test_midwalk_end(EFAULT);
+}
+
+TEST_F(midwalk, move_unrequested)
+{
+	void *to;
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(0, 0);
+	to = test_move_away(self->map, self->part);
+	test_midwalk_end(0);
+	test_midwalk_flags(self->map, self->part, OUT_ERROR);
+	ASSERT_TRUE(holds(to, self->map, self->part, CPU));
+	test_midwalk_agrees();
+}
+
+/* Other memory comes in the place of what the walk has looked up. */
+TEST_F(midwalk, move_in)
+{
+	size_t size = self->part * psize();
+	char *other = test_mmap(&variant->b, self->part);
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	cpu_writes(other, self->part, CHILD);
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	ASSERT_EQ(self->map, mremap(other, size, size, MREMAP_MAYMOVE | MREMAP_FIXED,
+				    self->map));
+	test_midwalk_end(0);
+	ASSERT_EQ(0, _test_cmd_read(self->fd, self->map, self->part));
+	ASSERT_TRUE(holds(mirror, other, self->part, CHILD));
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk, replace)
+{
+	size_t size = self->part * psize();
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	ASSERT_EQ(self->map, mmap(self->map, size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+	test_midwalk_end(0);
+	test_cmd_read(self->map, self->part, NOBODY);
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk, write_protect)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	test_mprotect(self->map, self->part, PROT_READ);
+	test_midwalk_end(EPERM);
+}
+
+TEST_F(midwalk, write_protect_read)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_mprotect(self->map, self->part, PROT_READ);
+	test_mprotect(self->behind, self->part, PROT_READ);
+	test_midwalk_end(0);
+	test_midwalk_flags(self->map, self->part, OUT_READ);
+	test_midwalk_flags(self->behind, self->part, OUT_READ);
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk, take_access)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_mprotect(self->map, self->part, PROT_NONE);
+	test_midwalk_end(EFAULT);
+}
+
+/* What is written by these outputs reaches the child only if the two share. */
+TEST_F(midwalk, fork)
+{
+	enum writer who = variant->b.share == MAP_PRIVATE ? CPU : DEVICE;
+	pid_t pid;
+	int hold;
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(!cpu_sees(self->map, self->part, who) ||
+		      !cpu_sees(self->behind, self->part, who));
+	test_midwalk_end(0);
+	test_midwalk_flags(self->map, self->part, OUT_WRITE);
+	cpu_writes(self->map, self->part, DEVICE);
+	cpu_writes(self->behind, self->part, DEVICE);
+	ASSERT_TRUE(child_agrees(pid, hold));
+	test_midwalk_agrees();
+}
+
+/*
+ * Files end where somebody wants them to, whatever maps them.
+ */
+FIXTURE(midwalk_file)
+{
+	int fd;
+	struct midwalk w;
+};
+
+FIXTURE_VARIANT(midwalk_file)
+{
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(midwalk_file, shmem)
+{
+	.b = { .kind = SHMEM, .share = MAP_SHARED },
+};
+
+FIXTURE_VARIANT_ADD(midwalk_file, shmem_private)
+{
+	.b = { .kind = SHMEM, .share = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(midwalk_file, shmem_thp)
+{
+	.b = { .kind = SHMEM, .share = MAP_SHARED, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(midwalk_file, hugetlb_pmd_shared)
+{
+	.b = { .kind = HUGETLB, .share = MAP_SHARED, .level = PMD },
+};
+
+FIXTURE_SETUP(midwalk_file)
+{
+	const struct backing *b = &variant->b;
+
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	if (wants_thp(b))
+		thp_only(pmd_order());
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	self->w.fd = self->fd;
+	ASSERT_TRUE(midwalk_map(&self->w, b, AT_GATE));
+	ASSERT_TRUE(midwalk_fill(&self->w));
+}
+
+FIXTURE_TEARDOWN(midwalk_file)
+{
+	test_close();
+	if (wants_thp(&variant->b))
+		thp_restore_settings();
+}
+
+/* There is no page any more, and no fault brings one. */
+TEST_F(midwalk_file, truncate)
+{
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	ASSERT_EQ(0, ftruncate(self->w.file, 0));
+	test_midwalk_end(EFAULT);
+}
+
+TEST_F(midwalk_file, truncate_behind)
+{
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	ASSERT_EQ(0, ftruncate(self->w.file, 2 * self->w.part * psize()));
+	test_midwalk_end(EFAULT);
+}
+
+TEST_F(midwalk_file, truncate_unrequested)
+{
+	test_midwalk_begin(0, 0);
+	ASSERT_EQ(0, ftruncate(self->w.file, 0));
+	test_midwalk_end(0);
+	test_midwalk_flags(self->w.map, self->w.part, 0);
+	test_midwalk_flags(self->w.behind, self->w.part, 0);
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk_file, truncate_and_extend)
+{
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	ASSERT_EQ(0, ftruncate(self->w.file, 0));
+	ASSERT_EQ(0, ftruncate(self->w.file, self->w.npages * psize()));
+	test_midwalk_end(0);
+	test_cmd_read(self->w.map, self->w.part, NOBODY);
+	test_cmd_read(self->w.behind, self->w.part, NOBODY);
+	test_midwalk_agrees();
+}
+
+/* Somebody who has the file, and not the memory, makes a hole in it. */
+TEST_F(midwalk_file, punch_hole)
+{
+	size_t size = self->w.part * psize();
+	bool whole = variant->b.level;
+
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	ASSERT_EQ(0, fallocate(self->w.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			       0, whole ? size : size / 2));
+	test_midwalk_end(0);
+	test_midwalk_agrees();
+	test_cmd_read(self->w.map, self->w.part / 2,
+		      variant->b.share == MAP_PRIVATE ? CPU : NOBODY);
+	test_midwalk_agrees();
+}
+
+/*
+ * Transparent huge pages, split and collapsed: one that has its outputs already,
+ * and one that has none yet.
+ */
+FIXTURE(midwalk_thp)
+{
+	int fd;
+	struct midwalk w;
+	char *map, *behind;
+	size_t part;
+};
+
+FIXTURE_VARIANT(midwalk_thp)
+{
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(midwalk_thp, anon)
+{
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
+};
+
+FIXTURE_VARIANT_ADD(midwalk_thp, shmem)
+{
+	.b = { .kind = SHMEM, .share = MAP_SHARED, .level = PMD },
+};
+
+FIXTURE_SETUP(midwalk_thp)
+{
+	const struct backing *b = &variant->b;
+
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	thp_only(pmd_order());
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	self->w.fd = self->fd;
+	ASSERT_TRUE(midwalk_map(&self->w, b, AT_GATE));
+	self->map = self->w.map;
+	self->behind = self->w.behind;
+	self->part = self->w.part;
+}
+
+FIXTURE_TEARDOWN(midwalk_thp)
+{
+	test_close();
+	thp_restore_settings();
+}
+
+/* The pages in the midst of a huge one to which something happens. */
+#define PIECE		((size_t)100)
+#define PIECE_PAGES	((size_t)20)
+
+static void midwalk_request_around(struct midwalk *w, __u64 requests)
+{
+	midwalk_request(w, requests, requests);
+	request(w->pfns, PIECE, PIECE + PIECE_PAGES, 1, 0);
+}
+
+/* What is left of a huge page that was a process's own is mapped by the page. */
+TEST_F(midwalk_thp, discard_piece)
+{
+	char *piece = at(self->map, PIECE), *ahead = at(self->behind, PIECE);
+	bool own = variant->b.kind == ANON;
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_madvise(piece, PIECE_PAGES, MADV_DONTNEED);
+	test_madvise(ahead, PIECE_PAGES, MADV_DONTNEED);
+	test_midwalk_end(0);
+	test_midwalk_order(self->map, self->part, own ? 0 : pmd_order());
+	test_midwalk_order(self->behind, self->part, own ? 0 : pmd_order());
+	test_cmd_read(piece, PIECE_PAGES, own ? NOBODY : CPU);
+	test_cmd_read(self->map, PIECE, CPU);
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk_thp, unmap_piece)
+{
+	size_t rest = PIECE + PIECE_PAGES;
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	midwalk_request_around(&self->w, REQ_READ);
+	ASSERT_TRUE(midwalk_start(&self->w));
+	test_munmap(at(self->map, PIECE), PIECE_PAGES);
+	test_midwalk_end(0);
+	test_midwalk_order(self->map, PIECE, 0);
+	test_midwalk_flags(at(self->map, PIECE), PIECE_PAGES, OUT_ERROR);
+	test_midwalk_order(at(self->map, rest), self->part - rest, 0);
+	test_midwalk_order(self->behind, self->part, pmd_order());
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk_thp, unmap_piece_behind)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, 0);
+	test_munmap(at(self->behind, PIECE), PIECE_PAGES);
+	test_midwalk_end(0);
+	test_midwalk_order(self->map, self->part, pmd_order());
+	test_midwalk_flags(at(self->behind, PIECE), PIECE_PAGES, OUT_ERROR);
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk_thp, unmap_piece_requested)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_munmap(at(self->behind, PIECE), PIECE_PAGES);
+	test_midwalk_end(EFAULT);
+}
+
+TEST_F(midwalk_thp, move_piece)
+{
+	size_t rest = PIECE + PIECE_PAGES;
+	char *piece = at(self->map, PIECE);
+	void *to;
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	midwalk_request_around(&self->w, REQ_WRITE);
+	ASSERT_TRUE(midwalk_start(&self->w));
+	to = test_move_away(piece, PIECE_PAGES);
+	test_midwalk_end(0);
+	test_midwalk_order(self->map, PIECE, 0);
+	test_midwalk_order(at(self->map, rest), self->part - rest, 0);
+	ASSERT_TRUE(holds(to, piece, PIECE_PAGES, CPU));
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk_thp, write_protect_piece)
+{
+	char *piece = at(self->map, PIECE), *ahead = at(self->behind, PIECE);
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_mprotect(piece, PIECE_PAGES, PROT_READ);
+	test_mprotect(ahead, PIECE_PAGES, PROT_READ);
+	test_midwalk_end(0);
+	test_midwalk_order(self->map, self->part, 0);
+	test_midwalk_order(self->behind, self->part, 0);
+	test_midwalk_flags(self->map, PIECE, OUT_WRITE);
+	test_midwalk_flags(piece, PIECE_PAGES, OUT_READ);
+	test_midwalk_flags(ahead, PIECE_PAGES, OUT_READ);
+	test_midwalk_agrees();
+}
+
+TEST_F(midwalk_thp, write_protect_piece_to_write)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	test_mprotect(at(self->map, PIECE), PIECE_PAGES, PROT_READ);
+	test_midwalk_end(EPERM);
+}
+
+/* Reclaim takes a huge page apart, and each page comes back by itself. */
+TEST_F(midwalk_thp, page_out_piece)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	test_madvise(at(self->map, PIECE), PIECE_PAGES, MADV_PAGEOUT);
+	test_madvise(at(self->behind, PIECE), PIECE_PAGES, MADV_PAGEOUT);
+	test_midwalk_end(0);
+	test_cmd_read(self->map, self->part, CPU);
+	test_cmd_read(self->behind, self->part, CPU);
+	test_midwalk_agrees();
+}
+
+/* Pages that the walk had one by one are in one piece when it comes again. */
+TEST_F(midwalk_thp, collapse)
+{
+	test_madvise(self->map, self->part, MADV_NOHUGEPAGE);
+	test_madvise(self->behind, self->part, MADV_NOHUGEPAGE);
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_madvise(self->map, self->part, MADV_HUGEPAGE);
+	test_madvise(self->behind, self->part, MADV_HUGEPAGE);
+
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	test_madvise(self->map, self->part, MADV_COLLAPSE);
+	test_madvise(self->behind, self->part, MADV_COLLAPSE);
+	test_midwalk_end(0);
+	test_midwalk_order(self->map, self->part, pmd_order());
+	test_midwalk_order(self->behind, self->part, pmd_order());
+	test_cmd_read(self->map, self->part, CPU);
+	test_midwalk_agrees();
+}
+
+/* Holes, which nobody requested, are filled as a huge page comes about. */
+TEST_F(midwalk_thp, collapse_with_holes)
+{
+	test_madvise(self->map, self->part, MADV_NOHUGEPAGE);
+	test_cmd_write(self->map, PIECE, CPU);
+	test_madvise(self->map, self->part, MADV_HUGEPAGE);
+
+	test_midwalk_begin(0, 0);
+	test_madvise(self->map, self->part, MADV_COLLAPSE);
+	test_midwalk_end(0);
+	test_midwalk_order(self->map, self->part, pmd_order());
+	test_cmd_read(self->map, PIECE, CPU);
+	test_midwalk_agrees();
+}
+
+/* There and back again before the walk has seen any of it. */
+TEST_F(midwalk_thp, split_and_collapse)
+{
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
+	test_madvise(at(self->map, PIECE), PIECE_PAGES, MADV_DONTNEED);
+	test_madvise(self->map, self->part, MADV_COLLAPSE);
+	test_midwalk_end(0);
+	test_midwalk_order(self->map, self->part, pmd_order());
+	test_midwalk_agrees();
+}
+
+/*
  * Migration, step by step: a thread's migration waits at a point of its way,
  * with the pages locked, while the test does something to them.
  */
