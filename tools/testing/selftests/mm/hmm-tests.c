@@ -33,6 +33,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -7113,6 +7114,342 @@ TEST_F(midwalk_thp, split_and_collapse)
 	test_midwalk_end(0);
 	test_midwalk_order(self->map, self->part, pmd_order());
 	test_midwalk_agrees();
+}
+
+/*
+ * The end of a process while somebody else, who has its device, is on his way
+ * through its memory. The child has a gate in its memory, and waits for its end
+ * to come.
+ */
+FIXTURE(dying)
+{
+	int fd;			/* the child's */
+	char *map;		/* in the child */
+	pid_t pid;
+	int pidfd, hold;
+	__u64 *pfns;
+	int fail;
+	pthread_t thread;
+};
+
+/* What the child tells of itself. */
+struct will {
+	int fd;
+	char *map;
+};
+
+static void *run_own_walk(void *arg)
+{
+	struct will *will = arg;
+	__u64 *pfns = calloc(NPAGES, sizeof(*pfns));
+
+	_test_fault(will->fd, will->map, NPAGES, pfns, HMM_DMIRROR_FAULT_UNLOCKED,
+		    REQ_READ, 0);
+	return NULL;
+}
+
+/* Goes on its way itself when it is told to, and exits when its parent hangs up. */
+static void live(int from, int to)
+{
+	struct will will = { .fd = open_device(PRIVATE_ONE) };
+	pthread_t thread;
+	char c;
+
+	will.map = map_with_gate(will.fd, 1);
+	cpu_writes(will.map, GATE, CPU);
+	if (write(to, &will, sizeof(will)) != sizeof(will))
+		_exit(KSFT_FAIL);
+	while (read(from, &c, 1) == 1)
+		if (pthread_create(&thread, NULL, run_own_walk, &will))
+			break;
+	_exit(KSFT_PASS);
+}
+
+static pid_t fork_living(int *hold, struct will *will)
+{
+	int down[2], up[2];
+	pid_t pid;
+
+	if (pipe(down) || pipe(up))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		close(down[1]);
+		live(down[0], up[1]);
+	}
+	close(down[0]);
+	close(up[1]);
+	*hold = down[1];
+	if (read(up[0], will, sizeof(*will)) != sizeof(*will))
+		return -1;
+	return pid;
+}
+
+FIXTURE_SETUP(dying)
+{
+	struct will will;
+	int probe = test_open(PRIVATE_ONE);
+
+	if (!has_inside(probe))
+		SKIP(return, "this device does not let anybody look inside");
+	close(probe);
+	self->pid = fork_living(&self->hold, &will);
+	ASSERT_GT(self->pid, 0);
+	self->pidfd = syscall(__NR_pidfd_open, self->pid, 0);
+	self->fd = syscall(__NR_pidfd_getfd, self->pidfd, will.fd, 0);
+	ASSERT_GE(self->fd, 0);
+	self->map = will.map;
+	self->pfns = calloc(NPAGES, sizeof(*self->pfns));
+	ASSERT_NE(NULL, self->pfns);
+	ASSERT_TRUE(make_mirror(NPAGES));
+	test_cmd_read(self->map, GATE, CPU);
+}
+
+FIXTURE_TEARDOWN(dying)
+{
+	test_close();
+}
+
+static int _test_visit(FIXTURE_DATA(dying) * self, unsigned int flags)
+{
+	return _test_fault(self->fd, self->map, NPAGES, self->pfns, flags, REQ_READ, 0);
+}
+
+static void *run_visit(void *arg)
+{
+	FIXTURE_DATA(dying) * self = arg;
+	int ret = _test_visit(self, HMM_DMIRROR_FAULT_UNLOCKED);
+
+	self->fail = ret ? errno : 0;
+	return NULL;
+}
+
+static void *run_locked_visit(void *arg)
+{
+	FIXTURE_DATA(dying) * self = arg;
+	int ret = _test_visit(self, 0);
+
+	self->fail = ret ? errno : 0;
+	return NULL;
+}
+
+/* Somebody has got as far as to @point. */
+#define test_visit_begin(point, action, run)					\
+({										\
+	ASSERT_EQ(0, _test_inject(self->fd, HMM_DMIRROR_POINT_##point,		\
+				  HMM_DMIRROR_INJECT_##action, 1));		\
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run, self));		\
+	ASSERT_EQ(0, _test_await(self->fd, HMM_DMIRROR_POINT_##point));		\
+})
+
+#define test_visit_end(point, error)						\
+({										\
+	ASSERT_EQ(0, _test_resume(self->fd, HMM_DMIRROR_POINT_##point));	\
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));				\
+	ASSERT_EQ(error, self->fail);						\
+})
+
+/* Nobody gets anything of it any more. */
+#define test_dead()								\
+({										\
+	test_err(EFAULT, _test_visit(self, HMM_DMIRROR_FAULT_UNLOCKED));	\
+	test_err(EFAULT, _test_visit(self, 0));					\
+	test_err_access(EFAULT, self->map, 1);					\
+})
+
+static bool is_killed(pid_t pid)
+{
+	int status;
+
+	return !kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid &&
+	       WIFSIGNALED(status);
+}
+
+/* The memory stays as long as somebody is in it. */
+TEST_F(dying, exits)
+{
+	test_visit_begin(GATE, DROP_AND_WAIT, run_visit);
+	ASSERT_TRUE(child_agrees(self->pid, self->hold));
+	test_visit_end(GATE, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, GATE, OUT_FLAGS, OUT_WRITE));
+	ASSERT_TRUE(flagged(self->pfns, GATE + 1, NPAGES - GATE - 1, OUT_FLAGS, OUT_READ));
+	test_dead();
+}
+
+TEST_F(dying, killed)
+{
+	test_visit_begin(GATE, DROP_AND_WAIT, run_visit);
+	ASSERT_TRUE(is_killed(self->pid));
+	test_visit_end(GATE, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, GATE, OUT_FLAGS, OUT_WRITE));
+	test_dead();
+}
+
+/* Its own thread is on the way, and goes with it. */
+#define test_own_visit_begin()							\
+({										\
+	test_inject(GATE, DROP_AND_WAIT, 1);					\
+	ASSERT_EQ(1, write(self->hold, "", 1));					\
+	test_await(GATE);							\
+})
+
+TEST_F(dying, exits_on_its_way)
+{
+	test_own_visit_begin();
+	ASSERT_TRUE(child_agrees(self->pid, self->hold));
+	test_dead();
+}
+
+TEST_F(dying, killed_on_its_way)
+{
+	test_own_visit_begin();
+	ASSERT_TRUE(is_killed(self->pid));
+	test_dead();
+}
+
+/*
+ * The OOM reaper takes the memory of a process that was killed and has not got
+ * rid of it yet. This one can't, because its tracer holds it when it begins to
+ * exit.
+ */
+static bool trace(pid_t pid)
+{
+	return !ptrace(PTRACE_SEIZE, pid, NULL, PTRACE_O_TRACEEXIT | PTRACE_O_EXITKILL);
+}
+
+static bool is_exiting(pid_t pid)
+{
+	int status;
+
+	return waitpid(pid, &status, 0) == pid && WIFSTOPPED(status) &&
+	       status >> 8 == (SIGTRAP | PTRACE_EVENT_EXIT << 8);
+}
+
+static bool is_let_go(pid_t pid)
+{
+	int status;
+
+	return !ptrace(PTRACE_CONT, pid, NULL, NULL) && waitpid(pid, &status, 0) == pid &&
+	       WIFSIGNALED(status);
+}
+
+static int reap(int pidfd)
+{
+	return syscall(__NR_process_mrelease, pidfd, 0);
+}
+
+#define test_kill_and_hold()							\
+({										\
+	ASSERT_TRUE(trace(self->pid));						\
+	ASSERT_EQ(0, kill(self->pid, SIGKILL));					\
+	ASSERT_TRUE(is_exiting(self->pid));					\
+})
+#define test_reap()								\
+	ASSERT_EQ(0, reap(self->pidfd))
+#define test_let_go()								\
+	ASSERT_TRUE(is_let_go(self->pid))
+
+/* What is gone does not come back as zeroes. */
+TEST_F(dying, reaped)
+{
+	test_visit_begin(GATE, DROP_AND_WAIT, run_visit);
+	test_kill_and_hold();
+	test_reap();
+	test_visit_end(GATE, EFAULT);
+	test_dead();
+	test_let_go();
+	test_dead();
+}
+
+/* The reaper does not wait for who has the mmap lock, and is not waited for. */
+TEST_F(dying, reaped_with_lock_held)
+{
+	test_visit_begin(GATE, WAIT, run_locked_visit);
+	test_kill_and_hold();
+	test_reap();
+	test_visit_end(GATE, EFAULT);
+	test_dead();
+	test_let_go();
+	test_dead();
+}
+
+TEST_F(dying, reaped_before)
+{
+	test_kill_and_hold();
+	test_reap();
+	test_dead();
+	test_let_go();
+	test_dead();
+}
+
+/* The reaper must not wait for the device, so it leaves it alone while it is busy. */
+TEST_F(dying, reaped_in_use)
+{
+	test_visit_begin(USE, WAIT, run_visit);
+	test_kill_and_hold();
+	test_err(EAGAIN, reap(self->pidfd));
+	test_visit_end(USE, 0);
+	EXPECT_EQ(1, inside.fault.tries);
+	test_reap();
+	test_dead();
+	test_let_go();
+}
+
+/* Has the OOM killer look for somebody to kill. */
+static bool run_out_of_memory(void)
+{
+	int trigger = open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC);
+	bool good = trigger >= 0 && write(trigger, "f", 1) == 1;
+
+	close(trigger);
+	return good;
+}
+
+/* The one whom it kills before all others. */
+static bool volunteer(pid_t pid)
+{
+	char path[64];
+	int file, n;
+
+	snprintf(path, sizeof(path), "/proc/%d/oom_score_adj", pid);
+	file = open(path, O_WRONLY | O_CLOEXEC);
+	n = write(file, "1000", 4);
+	close(file);
+	return n == 4;
+}
+
+static __u64 invalidations(int dev)
+{
+	return _test_stats(dev) ? 0 : inside.stats.invalidations;
+}
+
+/* They are all that tells of the reaper, which gives a process two seconds. */
+static bool reaper_comes(int dev, __u64 before)
+{
+	for (int tries = 0; tries < 100; tries++) {
+		if (invalidations(dev) > before)
+			return true;
+		usleep(100000);
+	}
+	return false;
+}
+
+TEST_F(dying, out_of_memory)
+{
+	__u64 before;
+
+	if (access("/proc/sysrq-trigger", W_OK))
+		SKIP(return, "the OOM killer does not come when it is called");
+	ASSERT_TRUE(volunteer(self->pid));
+	ASSERT_TRUE(trace(self->pid));
+	test_visit_begin(GATE, DROP_AND_WAIT, run_visit);
+	ASSERT_TRUE(run_out_of_memory());
+	ASSERT_TRUE(is_exiting(self->pid));
+	before = invalidations(self->fd);
+	ASSERT_TRUE(reaper_comes(self->fd, before));
+	test_visit_end(GATE, EFAULT);
+	test_dead();
+	test_let_go();
 }
 
 /*
