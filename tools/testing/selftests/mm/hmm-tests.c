@@ -7460,14 +7460,17 @@ FIXTURE(steps)
 {
 	int fd, pagemap;
 	char *map;
+	size_t npages;
 	int fail;
 	pthread_t thread;
+	struct change change;
 };
 
 FIXTURE_VARIANT(steps)
 {
 	int unit;
 	unsigned int point;
+	bool huge;
 };
 
 FIXTURE_VARIANT_ADD(steps, private_collected)
@@ -7475,14 +7478,29 @@ FIXTURE_VARIANT_ADD(steps, private_collected)
 	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COLLECTED,
 };
 
+FIXTURE_VARIANT_ADD(steps, private_thp_collected)
+{
+	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COLLECTED, .huge = true,
+};
+
 FIXTURE_VARIANT_ADD(steps, private_copied)
 {
 	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COPIED,
 };
 
+FIXTURE_VARIANT_ADD(steps, private_thp_copied)
+{
+	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COPIED, .huge = true,
+};
+
 FIXTURE_VARIANT_ADD(steps, private_migrated)
 {
 	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_MIGRATED,
+};
+
+FIXTURE_VARIANT_ADD(steps, private_thp_migrated)
+{
+	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_MIGRATED, .huge = true,
 };
 
 FIXTURE_VARIANT_ADD(steps, coherent_collected)
@@ -7502,20 +7520,29 @@ FIXTURE_VARIANT_ADD(steps, coherent_migrated)
 
 FIXTURE_SETUP(steps)
 {
+	const struct backing *b = variant->huge ? &thp : &anon;
+
 	if (is_absent(variant->unit))
 		SKIP(return, "no coherent devices: the driver has no memory for them");
 	self->fd = test_open(variant->unit);
 	if (!has_inside(self->fd))
 		SKIP(return, "this device does not let anybody look inside");
 	self->pagemap = test_open_pagemap();
-	ASSERT_TRUE(make_mirror(NPAGES));
-	self->map = test_mmap(&anon, NPAGES);
-	cpu_writes(self->map, NPAGES, CPU);
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	if (variant->huge)
+		thp_only(pmd_order());
+	self->npages = variant->huge ? pages(pmd_size()) : NPAGES;
+	ASSERT_TRUE(make_mirror(self->npages));
+	self->map = test_mmap(b, self->npages);
+	cpu_writes(self->map, self->npages, CPU);
 }
 
 FIXTURE_TEARDOWN(steps)
 {
 	test_close();
+	if (variant->huge)
+		thp_restore_settings();
 }
 
 /* To a buffer of its own: the mirror is the test's. */
@@ -7524,8 +7551,8 @@ static void *run_steps(void *arg)
 	FIXTURE_DATA(steps) * self = arg;
 	struct hmm_dmirror_cmd cmd = {
 		.addr = (uintptr_t)self->map,
-		.ptr = (uintptr_t)malloc(NPAGES * psize()),
-		.npages = NPAGES,
+		.ptr = (uintptr_t)malloc(self->npages * psize()),
+		.npages = self->npages,
 	};
 	int ret = ioctl(self->fd, HMM_DMIRROR_MIGRATE_TO_DEV, &cmd);
 
@@ -7548,45 +7575,62 @@ static void *run_steps(void *arg)
 	ASSERT_EQ(error, self->fail);						\
 })
 
+/* Whether it still found what it had moved depends on who was first then. */
+#define test_steps_change_end()							\
+({										\
+	ASSERT_EQ(0, _test_resume(self->fd, variant->point));			\
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));				\
+	test_change_end(&self->change);						\
+})
+
 /* Nobody has the pages meanwhile, and nobody has to wait to be told so. */
 TEST_F(steps, snapshot)
 {
 	test_steps_begin();
-	test_cmd_snapshot(self->map, NPAGES, SEES_NONE);
+	test_cmd_snapshot(self->map, self->npages, SEES_NONE);
 	test_steps_end(0);
-	test_cmd_read(self->map, NPAGES, CPU);
+	test_cmd_read(self->map, self->npages, CPU);
 }
 
 /* Memory that goes while it moves is gone, on the device, too. */
 TEST_F(steps, discard)
 {
 	test_steps_begin();
-	test_madvise(self->map, NPAGES, MADV_DONTNEED);
+	test_madvise(self->map, self->npages, MADV_DONTNEED);
 	test_steps_end(ENOENT);
-	test_cmd_read(self->map, NPAGES, NOBODY);
+	test_cmd_read(self->map, self->npages, NOBODY);
 	test_stats();
 	EXPECT_EQ(0, inside.stats.bytes);
 }
 
+/* A large folio stays whole at the device even if only a half of it is mapped. */
 TEST_F(steps, discard_half)
 {
+	size_t held = variant->huge ? self->npages : self->npages / 2;
+
 	test_steps_begin();
-	test_madvise(self->map, NPAGES / 2, MADV_DONTNEED);
+	test_madvise(self->map, self->npages / 2, MADV_DONTNEED);
 	test_steps_end(ENOENT);
-	test_cmd_read(at(self->map, NPAGES / 2), NPAGES / 2, CPU);
+	test_cmd_read(at(self->map, self->npages / 2), self->npages / 2, CPU);
 	test_stats();
-	EXPECT_EQ(NPAGES / 2 * psize(), inside.stats.bytes);
-	ASSERT_TRUE(cpu_sees(self->map, NPAGES / 2, NOBODY));
-	ASSERT_TRUE(cpu_sees(at(self->map, NPAGES / 2), NPAGES / 2, CPU));
+	EXPECT_EQ(held * psize(), inside.stats.bytes);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages / 2, NOBODY));
+	ASSERT_TRUE(cpu_sees(at(self->map, self->npages / 2), self->npages / 2, CPU));
 }
 
-static atomic_bool reader_may_go;
+#define test_steps_change(_make)						\
+({										\
+	self->change = (struct change) {					\
+		.make = _make, .addr = self->map, .npages = self->npages,	\
+	};									\
+	test_change_begin(&self->change);					\
+	test_steps_begin();							\
+	test_change_waits(&self->change);					\
+})
 
-static void *read_all(void *arg)
+static bool cpu_finds(void *addr, size_t npages)
 {
-	while (!reader_may_go)
-		;
-	return (void *)(intptr_t)cpu_sees(arg, NPAGES, CPU);
+	return cpu_sees(addr, npages, CPU);
 }
 
 /*
@@ -7595,18 +7639,133 @@ static void *read_all(void *arg)
  */
 TEST_F(steps, cpu_reads)
 {
-	pthread_t thread;
-	void *good;
+	test_steps_change(cpu_finds);
+	test_steps_change_end();
+	test_cmd_read(self->map, self->npages, CPU);
+}
 
-	ASSERT_EQ(0, pthread_create(&thread, NULL, read_all, self->map));
+static bool unmap(void *addr, size_t npages)
+{
+	return !munmap(addr, npages * psize());
+}
+
+/* So does whoever changes the address space, and finds all of it at the device. */
+TEST_F(steps, unmap)
+{
+	test_steps_change(unmap);
+	test_steps_change_end();
+	test_err_access(EFAULT, self->map, self->npages);
+	test_stats();
+	EXPECT_EQ(self->npages, inside.stats.pages_in);
+	EXPECT_EQ(0, inside.stats.bytes);
+}
+
+static void *moved_to;
+
+static bool move(void *addr, size_t npages)
+{
+	moved_to = move_away(addr, npages);
+	return moved_to != MAP_FAILED;
+}
+
+TEST_F(steps, move)
+{
+	test_steps_change(move);
+	test_steps_change_end();
+	test_err_access(EFAULT, self->map, self->npages);
+	ASSERT_EQ(0, _test_cmd_read(self->fd, moved_to, self->npages));
+	ASSERT_TRUE(holds(mirror, self->map, self->npages, CPU));
+	ASSERT_TRUE(holds(moved_to, self->map, self->npages, CPU));
+}
+
+static bool write_protect(void *addr, size_t npages)
+{
+	return !mprotect(addr, npages * psize(), PROT_READ);
+}
+
+TEST_F(steps, write_protect)
+{
+	test_steps_change(write_protect);
+	test_steps_change_end();
+	test_err_write(EPERM, self->map, self->npages);
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+static bool split_protection(void *addr, size_t npages)
+{
+	return !mprotect(at(addr, npages / 2), psize(), PROT_READ);
+}
+
+/* A huge page comes apart as soon as it has arrived. */
+TEST_F(steps, write_protect_one)
+{
+	test_steps_change(split_protection);
+	test_steps_change_end();
+	test_err_write(EPERM, self->map, self->npages);
+	test_cmd_read(at(self->map, self->npages / 2), self->npages / 2, CPU);
+	ASSERT_TRUE(cpu_sees(at(self->map, self->npages / 2), self->npages / 2, CPU));
+}
+
+/* The child, which has all of it, writes some, and that stays its own. */
+static bool fork_and_write(void *addr, size_t npages)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (!pid) {
+		bool good = cpu_sees(addr, npages, CPU);
+
+		cpu_writes(addr, npages / 2, CHILD);
+		_exit(!good || !cpu_sees(addr, npages / 2, CHILD));
+	}
+	return pid > 0 && waitpid(pid, &status, 0) == pid && !status;
+}
+
+TEST_F(steps, fork)
+{
+	test_steps_change(fork_and_write);
+	test_steps_change_end();
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+}
+
+/* Another device gets none of it now, and all of it when it is back. */
+TEST_F(steps, other_device)
+{
+	int other = test_open(variant->unit + 1);
+
 	test_steps_begin();
-	reader_may_go = true;
-	usleep(10000);
-	ASSERT_EQ(0, _test_resume(self->fd, variant->point));
-	ASSERT_EQ(0, pthread_join(thread, &good));
+	test_err(ENOENT, _test_cmd_to_dev(other, self->map, self->npages));
+	EXPECT_EQ(0, answer.cpages);
+	test_steps_end(0);
+	test_cmd_to_sys(self->map, self->npages, self->npages);
+	ASSERT_TRUE(moves(other, self->map, self->npages, CPU));
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(agrees(other));
+}
+
+/*
+ * The file is closed by all who have it but the migration itself. A child is the
+ * last, so that somebody can let the migration go on.
+ */
+TEST_F(steps, close)
+{
+	pid_t pid;
+	int hold;
+
+	pid = test_fork_held(&hold);
+	if (!pid)
+		_exit(_test_resume(self->fd, variant->point));
+	test_steps_begin();
+	ASSERT_EQ(0, close(self->fd));
+	ASSERT_TRUE(child_agrees(pid, hold));
 	ASSERT_EQ(0, pthread_join(self->thread, NULL));
-	EXPECT_NE(NULL, good);
-	test_cmd_read(self->map, NPAGES, CPU);
+	test_entries(self->map, self->npages, PM_PRESENT, self->npages);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+	self->fd = test_open(variant->unit);
+	test_stats();
+	EXPECT_EQ(0, inside.stats.device_bytes);
 }
 
 /* A migration that is killed leaves everything in its place. */
@@ -7626,9 +7785,9 @@ TEST_F(steps, kill)
 	ASSERT_EQ(0, kill(pid, SIGKILL));
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_TRUE(WIFSIGNALED(status));
-	test_cmd_read(self->map, NPAGES, CPU);
-	ASSERT_TRUE(cpu_sees(self->map, NPAGES, CPU));
-	test_munmap(self->map, NPAGES);
+	test_cmd_read(self->map, self->npages, CPU);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+	test_munmap(self->map, self->npages);
 	test_stats();
 	EXPECT_EQ(0, inside.stats.bytes);
 }
