@@ -12,9 +12,12 @@
  * Who wrote a page is written in it: every word holds its writer and its own
  * address, so that a page that is stale, or of another address, shows.
  *
- * What the tests change of the system is put back, whatever becomes of a test:
- * the settings of huge pages by the helpers of hugepage_settings.h, all else by
- * fixtures that are torn down in the test's parent.
+ * Each test ends in test_close(): every device that it has opened compares its
+ * page table with what is found without HMM, and has no memory left when it is
+ * closed.
+ *
+ * What the tests change of the system is put back when all have run, whatever
+ * has become of a test: one that hangs is killed along with its parent.
  */
 #include "kselftest_harness.h"
 
@@ -520,7 +523,9 @@ static bool agrees(int dev)
 	memset(&inside, 0, sizeof(inside));
 	if (!_test_inside(dev, HMM_DMIRROR_OP_CHECK, 0))
 		return true;
-	ksft_print_msg("%s at %#llx: %#llx, not %#llx\n",
+	if (errno != EUCLEAN)
+		return done(-1);
+	ksft_print_msg("CHECK: %s at %#llx has %#llx, not %#llx\n",
 		       inside.check.wrong == HMM_DMIRROR_WRONG_WALK ? "walk" : "table",
 		       (unsigned long long)inside.check.addr,
 		       (unsigned long long)inside.check.found,
@@ -775,20 +780,72 @@ static bool is_absent(int unit)
 	return unit >= COHERENT_ONE && access(path, F_OK);
 }
 
+/* What a test has opened is closed, and looked at, after its last step. */
+static struct {
+	int fd, unit;
+} opened[4];
+
+static size_t nr_opened;
+
+static int will_close(int fd, int unit)
+{
+	if (fd < 0)
+		return fd;
+	if (nr_opened == ARRAY_SIZE(opened))
+		ksft_exit_fail_msg("too many devices\n");
+	opened[nr_opened].fd = fd;
+	opened[nr_opened++].unit = unit;
+	return fd;
+}
+
 #define test_open(unit)								\
 ({										\
-	int __fd = open_device(unit);						\
+	int __fd = will_close(open_device(unit), unit);				\
 										\
 	ASSERT_GE(__fd, 0)							\
 		TH_LOG("no test device: %s", strerror(errno));			\
 	__fd;									\
 })
 
-/* Closes the device after the test's last step, if it still sees what the CPU does. */
+/* With all files closed, has the device its memory back? Not every device can tell. */
+static bool has_all_back(int unit)
+{
+	int dev = open_device(unit);
+	__u64 bytes = _test_stats(dev) ? 0 : inside.stats.device_bytes;
+
+	close(dev);
+	if (bytes)
+		ksft_print_msg("device %d: %llu bytes not free\n", unit,
+			       (unsigned long long)bytes);
+	return !bytes;
+}
+
+/* The test may have closed some of them itself. */
+static bool all_agree(void)
+{
+	bool good = true;
+
+	for (size_t i = 0; i < nr_opened; i++)
+		good &= fcntl(opened[i].fd, F_GETFD) < 0 || agrees(opened[i].fd);
+	return good;
+}
+
+static bool all_closed(void)
+{
+	bool good = true;
+
+	for (size_t i = 0; i < nr_opened; i++)
+		close(opened[i].fd);
+	for (size_t i = 0; i < nr_opened; i++)
+		good &= has_all_back(opened[i].unit);
+	return good;
+}
+
+/* After a test's last step. */
 #define test_close()								\
 ({										\
-	EXPECT_TRUE(agrees(self->fd));						\
-	close(self->fd);							\
+	EXPECT_TRUE(all_agree());						\
+	EXPECT_TRUE(all_closed());						\
 })
 
 #define test_open_pagemap()							\
@@ -824,8 +881,8 @@ static bool hugetlb_grow(size_t size, size_t nr)
 	return hugetlb_free_pages(size) >= nr;
 }
 
-/* Once for all tests. What was there before comes back when the last has run. */
-static void __attribute__((constructor)) huge_pages_setup(void)
+/* Once for all tests. */
+static void huge_pages_setup(void)
 {
 	hugepage_save_settings(/* thp = */ true, /* hugetlb = */ true);
 	if (!hugetlb_available())
@@ -885,6 +942,52 @@ static void thp_only(unsigned int order)
 		settings.shmem_hugepages[i].enabled = i == order ? SHMEM_ADVISE : SHMEM_NEVER;
 	}
 	thp_write_settings(&settings);
+}
+
+/*
+ * What else tests change of the system
+ */
+
+#define NUMA_BALANCING	"/proc/sys/kernel/numa_balancing"
+#define KSM_RUN		"/sys/kernel/mm/ksm/run"
+
+static struct setting {
+	const char *path;
+	unsigned long was;
+	bool known;
+} settings[] = { { NUMA_BALANCING }, { KSM_RUN } };
+
+/* Page frames that tests have sacrificed. All processes share the list. */
+#define MAX_BAD_PAGES	8
+
+static struct {
+	size_t n;
+	unsigned long pfn[MAX_BAD_PAGES];
+} *bad_pages;
+
+static void put_back(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
+		if (settings[i].known)
+			write_num(settings[i].path, settings[i].was);
+	while (bad_pages->n)
+		unpoison_memory(bad_pages->pfn[--bad_pages->n]);
+}
+
+/* What was there before comes back when the last test has run, huge pages last. */
+static void __attribute__((constructor)) system_setup(void)
+{
+	huge_pages_setup();
+	bad_pages = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (bad_pages == MAP_FAILED)
+		ksft_exit_fail_perror("no memory");
+	for (struct setting *s = settings; s < settings + ARRAY_SIZE(settings); s++) {
+		s->known = !access(s->path, W_OK);
+		if (s->known)
+			s->was = read_num(s->path);
+	}
+	atexit(put_back);
 }
 
 /*
@@ -988,10 +1091,9 @@ FIXTURE_SETUP(backing)
 	}
 }
 
-FIXTURE_TEARDOWN_PARENT(backing)
+FIXTURE_TEARDOWN(backing)
 {
-	if (wants_thp(&variant->b) && thp_available())
-		thp_restore_settings();
+	test_close();
 }
 
 TEST_F(backing, read)
@@ -1850,7 +1952,7 @@ TEST_F(hmm, process_gone)
 
 	cpu_writes(map, NPAGES, CPU);
 	close(self->fd);
-	self->fd = device_of_the_dead(variant->unit);
+	self->fd = will_close(device_of_the_dead(variant->unit), variant->unit);
 	ASSERT_GE(self->fd, 0);
 	test_err_access(EFAULT, map, NPAGES);
 }
@@ -2076,7 +2178,6 @@ FIXTURE_SETUP(hmm2)
 FIXTURE_TEARDOWN(hmm2)
 {
 	test_close();
-	close(self->other);
 }
 
 #define test_other_reads(addr, npages, who)					\
@@ -2141,10 +2242,9 @@ FIXTURE_SETUP(thp)
 	self->map = test_mmap(&thp, 2 * self->npages);
 }
 
-FIXTURE_TEARDOWN_PARENT(thp)
+FIXTURE_TEARDOWN(thp)
 {
-	if (thp_available())
-		thp_restore_settings();
+	test_close();
 }
 
 TEST_F(thp, huge_zero_page)
@@ -2591,13 +2691,11 @@ TEST_F(uffd_file, write_protect_marker)
 }
 
 /*
- * Pages that have gone bad. The page that a test sacrifices is made good when
- * the test is over, however it ended.
+ * Pages that have gone bad
  */
 FIXTURE(hwpoison)
 {
 	int fd, pagemap;
-	unsigned long pfn;
 };
 
 FIXTURE_VARIANT(hwpoison)
@@ -2631,10 +2729,9 @@ FIXTURE_SETUP(hwpoison)
 	ASSERT_TRUE(make_mirror(3 * pages(pmd_size())));
 }
 
-FIXTURE_TEARDOWN_PARENT(hwpoison)
+FIXTURE_TEARDOWN(hwpoison)
 {
-	if (self->pfn)
-		EXPECT_EQ(0, unpoison_memory(self->pfn));
+	test_close();
 }
 
 static void ignore(int sig)
@@ -2642,10 +2739,13 @@ static void ignore(int sig)
 }
 
 /* The process is told by a signal, which would end it if it were just ignored. */
-static int poison(void *addr)
+static int poison(int pagemap, void *addr)
 {
 	int ret;
 
+	if (bad_pages->n == MAX_BAD_PAGES)
+		return -1;
+	bad_pages->pfn[bad_pages->n++] = pagemap_get_pfn(pagemap, addr);
 	signal(SIGBUS, ignore);
 	ret = madvise(addr, psize(), MADV_HWPOISON);
 	signal(SIGBUS, SIG_DFL);
@@ -2660,8 +2760,7 @@ TEST_F(hwpoison, poisoned)
 	unsigned char size_bits = variant->b.level ? SEES_PMD : 0;
 
 	test_cmd_write(map, 3 * leaf, DEVICE);
-	self->pfn = pagemap_get_pfn(self->pagemap, bad);
-	ASSERT_EQ(0, poison(bad));
+	ASSERT_EQ(0, poison(self->pagemap, bad));
 	test_err_access(EFAULT, map, 3 * leaf);
 	test_err_access(EFAULT, at(bad, leaf - 1), 1);
 	test_cmd_read(map, leaf, DEVICE);
@@ -2674,13 +2773,9 @@ TEST_F(hwpoison, poisoned)
  * No access for NUMA hinting: the scheduler takes access away, to see who
  * comes for it.
  */
-#define NUMA_BALANCING "/proc/sys/kernel/numa_balancing"
-
 FIXTURE(numa)
 {
 	int fd, pagemap;
-	unsigned long balancing;
-	bool changed;
 };
 
 FIXTURE_VARIANT(numa)
@@ -2708,21 +2803,16 @@ FIXTURE_SETUP(numa)
 		SKIP(return, "%s", lacks(&variant->b));
 	self->fd = test_open(PRIVATE_ONE);
 	self->pagemap = test_open_pagemap();
-	self->balancing = read_num(NUMA_BALANCING);
-	self->changed = true;
 	if (variant->b.level)
 		thp_only(pmd_order());
 	ASSERT_TRUE(make_mirror(pages(pmd_size())));
 	write_num(NUMA_BALANCING, 1);
 }
 
-FIXTURE_TEARDOWN_PARENT(numa)
+FIXTURE_TEARDOWN(numa)
 {
-	if (!self->changed)
-		return;
-	write_num(NUMA_BALANCING, self->balancing);
-	if (variant->b.level)
-		thp_restore_settings();
+	write_num(NUMA_BALANCING, 0);
+	test_close();
 }
 
 /* Memory of a process with one thread stays as it is if it is on the node. */
@@ -2765,13 +2855,9 @@ TEST_F(numa, hinted)
 /*
  * Pages merged for having the same content
  */
-#define KSM_RUN "/sys/kernel/mm/ksm/run"
-
 FIXTURE(ksm)
 {
 	int fd;
-	unsigned long run;
-	bool changed;
 };
 
 FIXTURE_SETUP(ksm)
@@ -2780,16 +2866,12 @@ FIXTURE_SETUP(ksm)
 		SKIP(return, "no KSM in this kernel");
 	self->fd = test_open(PRIVATE_ONE);
 	ASSERT_TRUE(make_mirror(NPAGES));
-	self->run = read_num(KSM_RUN);
-	self->changed = true;
 }
 
-FIXTURE_TEARDOWN_PARENT(ksm)
+FIXTURE_TEARDOWN(ksm)
 {
-	if (self->changed) {
-		ksm_stop();
-		write_num(KSM_RUN, self->run);
-	}
+	test_close();
+	ksm_stop();
 }
 
 /* A device's write to a merged page reaches none of the others. */
@@ -2944,10 +3026,9 @@ FIXTURE_SETUP(migration)
 	cpu_writes(self->map, self->npages, CPU);
 }
 
-FIXTURE_TEARDOWN_PARENT(migration)
+FIXTURE_TEARDOWN(migration)
 {
-	if (wants_thp(&variant->b) && thp_available())
-		thp_restore_settings();
+	test_close();
 }
 
 TEST_F(migration, to_dev)
@@ -4228,10 +4309,9 @@ FIXTURE_SETUP(large)
 	self->map = test_mmap(&thp, 2 * self->npages);
 }
 
-FIXTURE_TEARDOWN_PARENT(large)
+FIXTURE_TEARDOWN(large)
 {
-	if (thp_available())
-		thp_restore_settings();
+	test_close();
 }
 
 /* The first of the two is in pieces, the second is not. */
@@ -4576,10 +4656,9 @@ FIXTURE_SETUP(pair)
 	cpu_writes(self->map, self->npages, CPU);
 }
 
-FIXTURE_TEARDOWN_PARENT(pair)
+FIXTURE_TEARDOWN(pair)
 {
-	if (wants_thp(&variant->b) && thp_available())
-		thp_restore_settings();
+	test_close();
 }
 
 #define test_other_moves(addr, npages, who)					\
@@ -4789,7 +4868,7 @@ FIXTURE_SETUP(files)
 
 FIXTURE_TEARDOWN(files)
 {
-	close(self->other);
+	test_close();
 }
 
 TEST_F(files, share_device_memory)
@@ -4894,7 +4973,7 @@ FIXTURE_SETUP(exclusive)
 
 FIXTURE_TEARDOWN(exclusive)
 {
-	close(self->other);
+	test_close();
 }
 
 /* The CPU has no access, and a snapshot leaves that as it is. */
@@ -8641,7 +8720,7 @@ FIXTURE_SETUP(wild)
 
 FIXTURE_TEARDOWN(wild)
 {
-	close(self->fd);
+	test_close();
 }
 
 /* Marsaglia's xorshift: good enough, and the same everywhere. */
