@@ -88,9 +88,24 @@ struct backing {
 	unsigned int order;
 };
 
-static const struct backing anon = { .kind = ANON, .share = MAP_PRIVATE };
-static const struct backing thp = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD };
-static const struct backing shmem = { .kind = SHMEM, .share = MAP_SHARED };
+/* The backings. */
+#define B_ANON			{ .kind = ANON, .share = MAP_PRIVATE }
+#define B_MTHP			{ .kind = ANON, .share = MAP_PRIVATE, .order = 4 }
+#define B_THP			{ .kind = ANON, .share = MAP_PRIVATE, .level = PMD }
+#define B_SHMEM			{ .kind = SHMEM, .share = MAP_SHARED }
+#define B_SHMEM_PRIVATE		{ .kind = SHMEM, .share = MAP_PRIVATE }
+#define B_SHMEM_THP		{ .kind = SHMEM, .share = MAP_SHARED, .level = PMD }
+#define B_FILE			{ .kind = DISK, .share = MAP_SHARED }
+#define B_FILE_PRIVATE		{ .kind = DISK, .share = MAP_PRIVATE }
+#define B_HUGETLB		{ .kind = HUGETLB, .share = MAP_PRIVATE, .level = PMD }
+#define B_HUGETLB_SHARED	{ .kind = HUGETLB, .share = MAP_SHARED, .level = PMD }
+#define B_HUGETLB_PUD		{ .kind = HUGETLB, .share = MAP_SHARED, .level = PUD }
+
+static const struct backing anon = B_ANON;
+static const struct backing thp = B_THP;
+static const struct backing shmem = B_SHMEM;
+static const struct backing shmem_private = B_SHMEM_PRIVATE;
+static const struct backing hugetlb = B_HUGETLB;
 
 /*
  * The process's side of the device: what it read, what it is to write, or the
@@ -750,6 +765,20 @@ static bool child_agrees(pid_t pid, int hold)
 	__pid;									\
 })
 
+/* A child that does nothing but look, when all is done, whether it sees what @who wrote. */
+static pid_t witness;
+static int witness_hold;
+
+#define test_fork_witness(addr, npages, who)					\
+({										\
+	witness = test_fork_held(&witness_hold);				\
+	if (!witness)								\
+		_exit(!cpu_sees(addr, npages, who));				\
+})
+
+#define test_witness_agrees()							\
+	ASSERT_TRUE(child_agrees(witness, witness_hold))
+
 /*
  * Devices
  */
@@ -800,7 +829,7 @@ static int will_close(int fd, int unit)
 
 #define test_open(unit)								\
 ({										\
-	int __fd = will_close(open_device(unit), unit);				\
+	int __unit = unit, __fd = will_close(open_device(__unit), __unit);	\
 										\
 	ASSERT_GE(__fd, 0)							\
 		TH_LOG("no test device: %s", strerror(errno));			\
@@ -854,6 +883,14 @@ static bool all_closed(void)
 										\
 	ASSERT_GE(__fd, 0);							\
 	__fd;									\
+})
+
+/* What most fixtures begin with. */
+#define test_setup(unit, npages)						\
+({										\
+	self->fd = test_open(unit);						\
+	self->pagemap = test_open_pagemap();					\
+	ASSERT_TRUE(make_mirror(npages));					\
 })
 
 /*
@@ -1008,60 +1045,17 @@ FIXTURE_VARIANT(backing)
 	struct backing b;
 };
 
-FIXTURE_VARIANT_ADD(backing, anon)
-{
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(backing, mthp)
-{
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .order = 4 },
-};
-
-FIXTURE_VARIANT_ADD(backing, thp)
-{
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(backing, shmem)
-{
-	.b = { .kind = SHMEM, .share = MAP_SHARED },
-};
-
-FIXTURE_VARIANT_ADD(backing, shmem_private)
-{
-	.b = { .kind = SHMEM, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(backing, shmem_thp)
-{
-	.b = { .kind = SHMEM, .share = MAP_SHARED, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(backing, file)
-{
-	.b = { .kind = DISK, .share = MAP_SHARED },
-};
-
-FIXTURE_VARIANT_ADD(backing, file_private)
-{
-	.b = { .kind = DISK, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(backing, hugetlb_pmd)
-{
-	.b = { .kind = HUGETLB, .share = MAP_PRIVATE, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(backing, hugetlb_pmd_shared)
-{
-	.b = { .kind = HUGETLB, .share = MAP_SHARED, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(backing, hugetlb_pud)
-{
-	.b = { .kind = HUGETLB, .share = MAP_SHARED, .level = PUD },
-};
+FIXTURE_VARIANT_ADD(backing, anon) { .b = B_ANON };
+FIXTURE_VARIANT_ADD(backing, mthp) { .b = B_MTHP };
+FIXTURE_VARIANT_ADD(backing, thp) { .b = B_THP };
+FIXTURE_VARIANT_ADD(backing, shmem) { .b = B_SHMEM };
+FIXTURE_VARIANT_ADD(backing, shmem_private) { .b = B_SHMEM_PRIVATE };
+FIXTURE_VARIANT_ADD(backing, shmem_thp) { .b = B_SHMEM_THP };
+FIXTURE_VARIANT_ADD(backing, file) { .b = B_FILE };
+FIXTURE_VARIANT_ADD(backing, file_private) { .b = B_FILE_PRIVATE };
+FIXTURE_VARIANT_ADD(backing, hugetlb_pmd) { .b = B_HUGETLB };
+FIXTURE_VARIANT_ADD(backing, hugetlb_pmd_shared) { .b = B_HUGETLB_SHARED };
+FIXTURE_VARIANT_ADD(backing, hugetlb_pud) { .b = B_HUGETLB_PUD };
 
 FIXTURE_SETUP(backing)
 {
@@ -1074,13 +1068,11 @@ FIXTURE_SETUP(backing)
 	if (wants_thp(b))
 		thp_only(b->order ? b->order : pmd_order());
 
-	self->fd = test_open(PRIVATE_ONE);
-	self->pagemap = test_open_pagemap();
 	self->npages = b->level ? 2 * pages(pmd_size()) : NPAGES;
 	self->size = b->level == PUD ? leaf : self->npages * psize();
 	self->granule = b->level ? pages(leaf) : 1UL << b->order;
 	self->size_bits = size_bits[b->level];
-	ASSERT_TRUE(make_mirror(self->npages));
+	test_setup(PRIVATE_ONE, self->npages);
 
 	self->map = map_backing(b, self->size, &self->file);
 	ASSERT_NE(MAP_FAILED, self->map);
@@ -1091,10 +1083,7 @@ FIXTURE_SETUP(backing)
 	}
 }
 
-FIXTURE_TEARDOWN(backing)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(backing) { test_close(); }
 
 TEST_F(backing, read)
 {
@@ -1299,19 +1288,15 @@ TEST_F(backing, access_taken)
 TEST_F(backing, forked)
 {
 	bool private = variant->b.share == MAP_PRIVATE;
-	pid_t pid;
-	int hold;
 
 	cpu_writes(self->map, self->npages, CPU);
 	test_cmd_write(self->map, self->npages, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, self->npages, private ? CPU : DEVICE));
+	test_fork_witness(self->map, self->npages, private ? CPU : DEVICE);
 
 	test_cmd_write(self->map, self->npages, DEVICE);
 	test_faults(private);
 	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 }
 
 /* The same, with the child's device; it has a page table of its own. */
@@ -1407,31 +1392,19 @@ FIXTURE_VARIANT(file)
 	struct backing b;
 };
 
-FIXTURE_VARIANT_ADD(file, shmem)
-{
-	.b = { .kind = SHMEM, .share = MAP_SHARED },
-};
-
-FIXTURE_VARIANT_ADD(file, disk)
-{
-	.b = { .kind = DISK, .share = MAP_SHARED },
-};
+FIXTURE_VARIANT_ADD(file, shmem) { .b = B_SHMEM };
+FIXTURE_VARIANT_ADD(file, disk) { .b = B_FILE };
 
 FIXTURE_SETUP(file)
 {
 	if (lacks(&variant->b))
 		SKIP(return, "%s", lacks(&variant->b));
-	self->fd = test_open(PRIVATE_ONE);
-	self->pagemap = test_open_pagemap();
-	ASSERT_TRUE(make_mirror(NPAGES));
+	test_setup(PRIVATE_ONE, NPAGES);
 	self->map = map_backing(&variant->b, NPAGES * psize(), &self->file);
 	ASSERT_NE(MAP_FAILED, self->map);
 }
 
-FIXTURE_TEARDOWN(file)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(file) { test_close(); }
 
 TEST_F(file, written_through)
 {
@@ -1495,29 +1468,17 @@ FIXTURE_VARIANT(hmm)
 	int unit;
 };
 
-FIXTURE_VARIANT_ADD(hmm, private)
-{
-	.unit = PRIVATE_ONE,
-};
-
-FIXTURE_VARIANT_ADD(hmm, coherent)
-{
-	.unit = COHERENT_ONE,
-};
+FIXTURE_VARIANT_ADD(hmm, private) { .unit = PRIVATE_ONE };
+FIXTURE_VARIANT_ADD(hmm, coherent) { .unit = COHERENT_ONE };
 
 FIXTURE_SETUP(hmm)
 {
 	if (is_absent(variant->unit))
 		SKIP(return, "no coherent devices: the driver has no memory for them");
-	self->fd = test_open(variant->unit);
-	self->pagemap = test_open_pagemap();
-	ASSERT_TRUE(make_mirror(NPAGES));
+	test_setup(variant->unit, NPAGES);
 }
 
-FIXTURE_TEARDOWN(hmm)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(hmm) { test_close(); }
 
 /* A read request for a page leaves exactly that page populated. */
 TEST_F(hmm, read_is_exact)
@@ -1643,39 +1604,31 @@ TEST_F(hmm, swapped_out_after_write)
 TEST_F(hmm, copied_on_write)
 {
 	char *map = test_mmap(&anon, NPAGES);
-	pid_t pid;
-	int hold;
 
 	cpu_writes(map, NPAGES, CPU);
 	test_cmd_read(map, NPAGES, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(map, NPAGES, CPU));
+	test_fork_witness(map, NPAGES, CPU);
 
 	test_cmd_snapshot(map, NPAGES, SEES_READ);
 	cpu_writes(map, NPAGES, CHILD);
 	test_cmd_read(map, NPAGES, CHILD);
 	test_cmd_snapshot(map, NPAGES, SEES_WRITE);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 }
 
 /* One page written breaks the sharing of one page. */
 TEST_F(hmm, copy_on_write_is_exact)
 {
 	char *map = test_mmap(&anon, NPAGES);
-	pid_t pid;
-	int hold;
 
 	cpu_writes(map, NPAGES, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(map, NPAGES, CPU));
+	test_fork_witness(map, NPAGES, CPU);
 
 	test_cmd_write(at(map, 33), 1, DEVICE);
 	test_cmd_snapshot(map, 33, SEES_READ);
 	test_cmd_snapshot(at(map, 33), 1, SEES_WRITE);
 	test_cmd_snapshot(at(map, 34), NPAGES - 34, SEES_READ);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 }
 
 /* One page written is one page dirty, and a page read is not. */
@@ -2148,23 +2101,9 @@ FIXTURE_VARIANT(hmm2)
 	int unit, other;
 };
 
-FIXTURE_VARIANT_ADD(hmm2, private)
-{
-	.unit = PRIVATE_ONE,
-	.other = PRIVATE_TWO,
-};
-
-FIXTURE_VARIANT_ADD(hmm2, coherent)
-{
-	.unit = COHERENT_ONE,
-	.other = COHERENT_TWO,
-};
-
-FIXTURE_VARIANT_ADD(hmm2, twice)
-{
-	.unit = PRIVATE_ONE,
-	.other = PRIVATE_ONE,
-};
+FIXTURE_VARIANT_ADD(hmm2, private) { .unit = PRIVATE_ONE, .other = PRIVATE_TWO };
+FIXTURE_VARIANT_ADD(hmm2, coherent) { .unit = COHERENT_ONE, .other = COHERENT_TWO };
+FIXTURE_VARIANT_ADD(hmm2, twice) { .unit = PRIVATE_ONE, .other = PRIVATE_ONE };
 
 FIXTURE_SETUP(hmm2)
 {
@@ -2175,10 +2114,7 @@ FIXTURE_SETUP(hmm2)
 	ASSERT_TRUE(make_mirror(NPAGES));
 }
 
-FIXTURE_TEARDOWN(hmm2)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(hmm2) { test_close(); }
 
 #define test_other_reads(addr, npages, who)					\
 	ASSERT_TRUE(reads(self->other, addr, npages, who))
@@ -2235,17 +2171,12 @@ FIXTURE_SETUP(thp)
 	if (lacks(&thp))
 		SKIP(return, "%s", lacks(&thp));
 	thp_only(pmd_order());
-	self->fd = test_open(PRIVATE_ONE);
-	self->pagemap = test_open_pagemap();
 	self->npages = pages(pmd_size());
-	ASSERT_TRUE(make_mirror(2 * self->npages));
+	test_setup(PRIVATE_ONE, 2 * self->npages);
 	self->map = test_mmap(&thp, 2 * self->npages);
 }
 
-FIXTURE_TEARDOWN(thp)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(thp) { test_close(); }
 
 TEST_F(thp, huge_zero_page)
 {
@@ -2373,20 +2304,9 @@ FIXTURE_VARIANT(uffd)
 	struct backing b;
 };
 
-FIXTURE_VARIANT_ADD(uffd, anon)
-{
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(uffd, shmem)
-{
-	.b = { .kind = SHMEM, .share = MAP_SHARED },
-};
-
-FIXTURE_VARIANT_ADD(uffd, hugetlb_pmd)
-{
-	.b = { .kind = HUGETLB, .share = MAP_SHARED, .level = PMD },
-};
+FIXTURE_VARIANT_ADD(uffd, anon) { .b = B_ANON };
+FIXTURE_VARIANT_ADD(uffd, shmem) { .b = B_SHMEM };
+FIXTURE_VARIANT_ADD(uffd, hugetlb_pmd) { .b = B_HUGETLB_SHARED };
 
 static int uffd_open(void)
 {
@@ -2418,13 +2338,11 @@ FIXTURE_SETUP(uffd)
 	self->uffd = uffd_open();
 	if (uffd_lacks(self->uffd, b))
 		SKIP(return, "%s", uffd_lacks(self->uffd, b));
-	self->fd = test_open(PRIVATE_ONE);
-	self->pagemap = test_open_pagemap();
 	self->leaf = pages(level_size(b->level));
 	self->npages = b->level ? 4 * self->leaf : NPAGES;
 	self->part = self->npages / 4;
 	self->size_bits = b->level ? SEES_PMD : 0;
-	ASSERT_TRUE(make_mirror(self->npages));
+	test_setup(PRIVATE_ONE, self->npages);
 	self->map = test_mmap(b, self->npages);
 }
 
@@ -2628,15 +2546,8 @@ FIXTURE_VARIANT(uffd_file)
 	struct backing b;
 };
 
-FIXTURE_VARIANT_ADD(uffd_file, shmem)
-{
-	.b = { .kind = SHMEM, .share = MAP_SHARED },
-};
-
-FIXTURE_VARIANT_ADD(uffd_file, hugetlb_pmd)
-{
-	.b = { .kind = HUGETLB, .share = MAP_SHARED, .level = PMD },
-};
+FIXTURE_VARIANT_ADD(uffd_file, shmem) { .b = B_SHMEM };
+FIXTURE_VARIANT_ADD(uffd_file, hugetlb_pmd) { .b = B_HUGETLB_SHARED };
 
 FIXTURE_SETUP(uffd_file)
 {
@@ -2645,12 +2556,10 @@ FIXTURE_SETUP(uffd_file)
 	self->uffd = uffd_open();
 	if (uffd_lacks(self->uffd, b))
 		SKIP(return, "%s", uffd_lacks(self->uffd, b));
-	self->fd = test_open(PRIVATE_ONE);
-	self->pagemap = test_open_pagemap();
 	self->leaf = pages(level_size(b->level));
 	self->npages = b->level ? 2 * self->leaf : NPAGES;
 	self->size_bits = b->level ? SEES_PMD : 0;
-	ASSERT_TRUE(make_mirror(self->npages));
+	test_setup(PRIVATE_ONE, self->npages);
 	self->map = test_mmap(b, self->npages);
 }
 
@@ -2703,20 +2612,9 @@ FIXTURE_VARIANT(hwpoison)
 	struct backing b;
 };
 
-FIXTURE_VARIANT_ADD(hwpoison, anon)
-{
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(hwpoison, shmem)
-{
-	.b = { .kind = SHMEM, .share = MAP_SHARED },
-};
-
-FIXTURE_VARIANT_ADD(hwpoison, hugetlb_pmd)
-{
-	.b = { .kind = HUGETLB, .share = MAP_PRIVATE, .level = PMD },
-};
+FIXTURE_VARIANT_ADD(hwpoison, anon) { .b = B_ANON };
+FIXTURE_VARIANT_ADD(hwpoison, shmem) { .b = B_SHMEM };
+FIXTURE_VARIANT_ADD(hwpoison, hugetlb_pmd) { .b = B_HUGETLB };
 
 FIXTURE_SETUP(hwpoison)
 {
@@ -2724,15 +2622,10 @@ FIXTURE_SETUP(hwpoison)
 		SKIP(return, "no hwpoison_inject, or no debugfs, to make the page good again");
 	if (lacks(&variant->b))
 		SKIP(return, "%s", lacks(&variant->b));
-	self->fd = test_open(PRIVATE_ONE);
-	self->pagemap = test_open_pagemap();
-	ASSERT_TRUE(make_mirror(3 * pages(pmd_size())));
+	test_setup(PRIVATE_ONE, 3 * pages(pmd_size()));
 }
 
-FIXTURE_TEARDOWN(hwpoison)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(hwpoison) { test_close(); }
 
 static void ignore(int sig)
 {
@@ -2783,15 +2676,8 @@ FIXTURE_VARIANT(numa)
 	struct backing b;
 };
 
-FIXTURE_VARIANT_ADD(numa, anon)
-{
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(numa, thp)
-{
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
-};
+FIXTURE_VARIANT_ADD(numa, anon) { .b = B_ANON };
+FIXTURE_VARIANT_ADD(numa, thp) { .b = B_THP };
 
 FIXTURE_SETUP(numa)
 {
@@ -2801,11 +2687,9 @@ FIXTURE_SETUP(numa)
 		SKIP(return, "only one NUMA node");
 	if (lacks(&variant->b))
 		SKIP(return, "%s", lacks(&variant->b));
-	self->fd = test_open(PRIVATE_ONE);
-	self->pagemap = test_open_pagemap();
 	if (variant->b.level)
 		thp_only(pmd_order());
-	ASSERT_TRUE(make_mirror(pages(pmd_size())));
+	test_setup(PRIVATE_ONE, pages(pmd_size()));
 	write_num(NUMA_BALANCING, 1);
 }
 
@@ -2950,53 +2834,14 @@ FIXTURE_VARIANT(migration)
 	struct backing b;
 };
 
-FIXTURE_VARIANT_ADD(migration, private_anon)
-{
-	.unit = PRIVATE_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(migration, private_mthp)
-{
-	.unit = PRIVATE_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .order = 4 },
-};
-
-FIXTURE_VARIANT_ADD(migration, private_thp)
-{
-	.unit = PRIVATE_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(migration, private_file)
-{
-	.unit = PRIVATE_ONE,
-	.b = { .kind = DISK, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(migration, coherent_anon)
-{
-	.unit = COHERENT_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(migration, coherent_mthp)
-{
-	.unit = COHERENT_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .order = 4 },
-};
-
-FIXTURE_VARIANT_ADD(migration, coherent_thp)
-{
-	.unit = COHERENT_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(migration, coherent_file)
-{
-	.unit = COHERENT_ONE,
-	.b = { .kind = DISK, .share = MAP_PRIVATE },
-};
+FIXTURE_VARIANT_ADD(migration, private_anon) { .unit = PRIVATE_ONE, .b = B_ANON };
+FIXTURE_VARIANT_ADD(migration, private_mthp) { .unit = PRIVATE_ONE, .b = B_MTHP };
+FIXTURE_VARIANT_ADD(migration, private_thp) { .unit = PRIVATE_ONE, .b = B_THP };
+FIXTURE_VARIANT_ADD(migration, private_file) { .unit = PRIVATE_ONE, .b = B_FILE_PRIVATE };
+FIXTURE_VARIANT_ADD(migration, coherent_anon) { .unit = COHERENT_ONE, .b = B_ANON };
+FIXTURE_VARIANT_ADD(migration, coherent_mthp) { .unit = COHERENT_ONE, .b = B_MTHP };
+FIXTURE_VARIANT_ADD(migration, coherent_thp) { .unit = COHERENT_ONE, .b = B_THP };
+FIXTURE_VARIANT_ADD(migration, coherent_file) { .unit = COHERENT_ONE, .b = B_FILE_PRIVATE };
 
 FIXTURE_SETUP(migration)
 {
@@ -3010,8 +2855,6 @@ FIXTURE_SETUP(migration)
 	if (wants_thp(b))
 		thp_only(b->order ? b->order : pmd_order());
 
-	self->fd = test_open(variant->unit);
-	self->pagemap = test_open_pagemap();
 	self->npages = b->level ? 2 * pages(pmd_size()) : NPAGES;
 	self->size = self->npages * psize();
 	self->granule = coherent ? self->npages : pages(level_size(b->level));
@@ -3019,17 +2862,14 @@ FIXTURE_SETUP(migration)
 	self->here = self->lone | size_at_device(variant->unit, b);
 	self->back = SEES_WRITE | size_at_device(variant->unit, b);
 	self->touched = coherent ? self->here : self->back;
-	ASSERT_TRUE(make_mirror(self->npages));
+	test_setup(variant->unit, self->npages);
 
 	self->map = map_backing(b, self->size, &self->file);
 	ASSERT_NE(MAP_FAILED, self->map);
 	cpu_writes(self->map, self->npages, CPU);
 }
 
-FIXTURE_TEARDOWN(migration)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(migration) { test_close(); }
 
 TEST_F(migration, to_dev)
 {
@@ -3430,50 +3270,35 @@ TEST_F(migration, locked_in_memory)
 
 TEST_F(migration, forked)
 {
-	pid_t pid;
-	int hold;
-
 	test_cmd_to_dev(self->map, self->npages, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, self->npages, CPU));
+	test_fork_witness(self->map, self->npages, CPU);
 
 	test_cmd_snapshot(self->map, self->npages, read_only(self->here));
 	test_cmd_read(self->map, self->npages, CPU);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	test_cmd_read(self->map, self->npages, CPU);
 	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
 }
 
 TEST_F(migration, forked_then_written_by_cpu)
 {
-	pid_t pid;
-	int hold;
-
 	test_cmd_to_dev(self->map, self->npages, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, self->npages, CPU));
+	test_fork_witness(self->map, self->npages, CPU);
 
 	cpu_writes(self->map, self->npages, DEVICE);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	test_cmd_read(self->map, self->npages, DEVICE);
 }
 
 TEST_F(migration, forked_then_written_by_device)
 {
-	pid_t pid;
-	int hold;
-
 	test_cmd_to_dev(self->map, self->npages, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, self->npages, CPU));
+	test_fork_witness(self->map, self->npages, CPU);
 
 	test_cmd_read(self->map, self->npages, CPU);
 	test_cmd_write(self->map, self->npages, DEVICE);
 	test_faults(1);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
 }
 
@@ -3518,17 +3343,12 @@ TEST_F(migration, forked_then_written_by_childs_device)
 /* What parent and child share already moves for both. */
 TEST_F(migration, forked_before)
 {
-	pid_t pid;
-	int hold;
-
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, self->npages, CPU));
+	test_fork_witness(self->map, self->npages, CPU);
 
 	test_cmd_to_dev(self->map, self->npages, CPU);
 	test_cmd_snapshot(self->map, self->npages, read_only(self->here));
 	test_cmd_write(self->map, self->npages, DEVICE);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
 }
 
@@ -3574,17 +3394,12 @@ TEST_F(migration, forked_then_unmapped)
 
 TEST_F(migration, forked_then_closed)
 {
-	pid_t pid;
-	int hold;
-
 	test_cmd_to_dev(self->map, self->npages, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, self->npages, CPU));
+	test_fork_witness(self->map, self->npages, CPU);
 
 	ASSERT_EQ(0, close(self->fd));
 	cpu_writes(self->map, self->npages, DEVICE);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	ASSERT_TRUE(cpu_sees(self->map, self->npages, DEVICE));
 }
 
@@ -3891,30 +3706,18 @@ FIXTURE_VARIANT(devmem)
 	int unit;
 };
 
-FIXTURE_VARIANT_ADD(devmem, private)
-{
-	.unit = PRIVATE_ONE,
-};
-
-FIXTURE_VARIANT_ADD(devmem, coherent)
-{
-	.unit = COHERENT_ONE,
-};
+FIXTURE_VARIANT_ADD(devmem, private) { .unit = PRIVATE_ONE };
+FIXTURE_VARIANT_ADD(devmem, coherent) { .unit = COHERENT_ONE };
 
 FIXTURE_SETUP(devmem)
 {
 	if (is_absent(variant->unit))
 		SKIP(return, "no coherent devices: the driver has no memory for them");
-	self->fd = test_open(variant->unit);
-	self->pagemap = test_open_pagemap();
 	self->here = local_memory(variant->unit);
-	ASSERT_TRUE(make_mirror(NPAGES));
+	test_setup(variant->unit, NPAGES);
 }
 
-FIXTURE_TEARDOWN(devmem)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(devmem) { test_close(); }
 
 /* Memory that is not there yet comes into being at the device. */
 TEST_F(devmem, hole)
@@ -4054,8 +3857,7 @@ TEST_F(devmem, stuck_half_way)
 /* A private mapping has its own pages where it was written, the file's elsewhere. */
 TEST_F(devmem, page_of_a_file)
 {
-	struct backing private = { .kind = SHMEM, .share = MAP_PRIVATE };
-	char *map = test_mmap(&private, NPAGES);
+	char *map = test_mmap(&shmem_private, NPAGES);
 
 	cpu_touches(map, NPAGES);
 	cpu_writes(map, 40, CPU);
@@ -4252,10 +4054,7 @@ FIXTURE_SETUP(scarce)
 	self->map = test_mmap(&anon, self->npages);
 }
 
-FIXTURE_TEARDOWN(scarce)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(scarce) { test_close(); }
 
 static int _test_cmd_to_dev_as_far_as_it_goes(int dev, void *addr, size_t npages)
 {
@@ -4300,19 +4099,14 @@ FIXTURE_SETUP(large)
 	if (lacks(&thp))
 		SKIP(return, "%s", lacks(&thp));
 	thp_only(pmd_order());
-	self->fd = test_open(PRIVATE_ONE);
-	self->pagemap = test_open_pagemap();
 	self->npages = pages(pmd_size());
 	self->lone = local_memory(PRIVATE_ONE);
 	self->here = self->lone | SEES_PMD;
-	ASSERT_TRUE(make_mirror(2 * self->npages));
+	test_setup(PRIVATE_ONE, 2 * self->npages);
 	self->map = test_mmap(&thp, 2 * self->npages);
 }
 
-FIXTURE_TEARDOWN(large)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(large) { test_close(); }
 
 /* The first of the two is in pieces, the second is not. */
 #define test_in_pieces(in_pieces, in_one)					\
@@ -4463,59 +4257,44 @@ TEST_F(large, read_only_in_pieces)
  */
 TEST_F(large, forked_in_pieces)
 {
-	pid_t pid;
-	int hold;
-
 	cpu_writes(self->map, 2 * self->npages, CPU);
 	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, 2 * self->npages, CPU));
+	test_fork_witness(self->map, 2 * self->npages, CPU);
 
 	test_fail_alloc();
 	test_cmd_write(self->map, self->npages, DEVICE);
 	test_fail_alloc();
 	cpu_writes(at(self->map, self->npages), self->npages, DEVICE);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	test_cmd_read(self->map, 2 * self->npages, DEVICE);
 	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
 }
 
 TEST_F(large, forked_before_in_pieces)
 {
-	pid_t pid;
-	int hold;
-
 	cpu_writes(self->map, 2 * self->npages, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, 2 * self->npages, CPU));
+	test_fork_witness(self->map, 2 * self->npages, CPU);
 
 	test_fail_alloc();
 	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
 	test_in_pieces(read_only(self->lone), read_only(self->here));
 	test_cmd_write(self->map, 2 * self->npages, DEVICE);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
 }
 
 TEST_F(large, forked_then_to_sys_in_pieces)
 {
-	pid_t pid;
-	int hold;
-
 	cpu_writes(self->map, 2 * self->npages, CPU);
 	test_cmd_to_dev(self->map, 2 * self->npages, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, 2 * self->npages, CPU));
+	test_fork_witness(self->map, 2 * self->npages, CPU);
 
 	test_fail_alloc();
 	test_cmd_to_sys(self->map, 2 * self->npages, 2 * self->npages);
 	test_in_pieces(SEES_READ, SEES_READ | SEES_PMD);
 	test_cmd_read(self->map, 2 * self->npages, CPU);
 	test_cmd_write(self->map, 2 * self->npages, DEVICE);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	ASSERT_TRUE(cpu_sees(self->map, 2 * self->npages, DEVICE));
 }
 
@@ -4577,61 +4356,14 @@ FIXTURE_VARIANT(pair)
 	struct backing b;
 };
 
-FIXTURE_VARIANT_ADD(pair, private_anon)
-{
-	.unit = PRIVATE_ONE,
-	.other = PRIVATE_TWO,
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(pair, private_thp)
-{
-	.unit = PRIVATE_ONE,
-	.other = PRIVATE_TWO,
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(pair, coherent_anon)
-{
-	.unit = COHERENT_ONE,
-	.other = COHERENT_TWO,
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(pair, coherent_thp)
-{
-	.unit = COHERENT_ONE,
-	.other = COHERENT_TWO,
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(pair, private_coherent_anon)
-{
-	.unit = PRIVATE_ONE,
-	.other = COHERENT_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(pair, private_coherent_thp)
-{
-	.unit = PRIVATE_ONE,
-	.other = COHERENT_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
-};
-
-FIXTURE_VARIANT_ADD(pair, coherent_private_anon)
-{
-	.unit = COHERENT_ONE,
-	.other = PRIVATE_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE },
-};
-
-FIXTURE_VARIANT_ADD(pair, coherent_private_thp)
-{
-	.unit = COHERENT_ONE,
-	.other = PRIVATE_ONE,
-	.b = { .kind = ANON, .share = MAP_PRIVATE, .level = PMD },
-};
+FIXTURE_VARIANT_ADD(pair, private_anon) { PRIVATE_ONE, PRIVATE_TWO, B_ANON };
+FIXTURE_VARIANT_ADD(pair, private_thp) { PRIVATE_ONE, PRIVATE_TWO, B_THP };
+FIXTURE_VARIANT_ADD(pair, coherent_anon) { COHERENT_ONE, COHERENT_TWO, B_ANON };
+FIXTURE_VARIANT_ADD(pair, coherent_thp) { COHERENT_ONE, COHERENT_TWO, B_THP };
+FIXTURE_VARIANT_ADD(pair, private_coherent_anon) { PRIVATE_ONE, COHERENT_ONE, B_ANON };
+FIXTURE_VARIANT_ADD(pair, private_coherent_thp) { PRIVATE_ONE, COHERENT_ONE, B_THP };
+FIXTURE_VARIANT_ADD(pair, coherent_private_anon) { COHERENT_ONE, PRIVATE_ONE, B_ANON };
+FIXTURE_VARIANT_ADD(pair, coherent_private_thp) { COHERENT_ONE, PRIVATE_ONE, B_THP };
 
 FIXTURE_SETUP(pair)
 {
@@ -4644,22 +4376,17 @@ FIXTURE_SETUP(pair)
 	if (wants_thp(b))
 		thp_only(pmd_order());
 
-	self->fd = test_open(variant->unit);
 	self->other = test_open(variant->other);
-	self->pagemap = test_open_pagemap();
 	self->npages = b->level ? 2 * pages(pmd_size()) : NPAGES;
 	self->here = local_memory(variant->unit) | size_at_device(variant->unit, b);
 	self->remote = remote_memory(variant->unit);
 	self->others = local_memory(variant->other) | size_at_device(variant->other, b);
-	ASSERT_TRUE(make_mirror(self->npages));
+	test_setup(variant->unit, self->npages);
 	self->map = test_mmap(b, self->npages);
 	cpu_writes(self->map, self->npages, CPU);
 }
 
-FIXTURE_TEARDOWN(pair)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(pair) { test_close(); }
 
 #define test_other_moves(addr, npages, who)					\
 	ASSERT_TRUE(moves(self->other, addr, npages, who))
@@ -4843,33 +4570,21 @@ FIXTURE_VARIANT(files)
 	int unit;
 };
 
-FIXTURE_VARIANT_ADD(files, private)
-{
-	.unit = PRIVATE_ONE,
-};
-
-FIXTURE_VARIANT_ADD(files, coherent)
-{
-	.unit = COHERENT_ONE,
-};
+FIXTURE_VARIANT_ADD(files, private) { .unit = PRIVATE_ONE };
+FIXTURE_VARIANT_ADD(files, coherent) { .unit = COHERENT_ONE };
 
 FIXTURE_SETUP(files)
 {
 	if (is_absent(variant->unit))
 		SKIP(return, "no coherent devices: the driver has no memory for them");
-	self->fd = test_open(variant->unit);
 	self->other = test_open(variant->unit);
-	self->pagemap = test_open_pagemap();
 	self->here = local_memory(variant->unit);
-	ASSERT_TRUE(make_mirror(NPAGES));
+	test_setup(variant->unit, NPAGES);
 	self->map = test_mmap(&anon, NPAGES);
 	cpu_writes(self->map, NPAGES, CPU);
 }
 
-FIXTURE_TEARDOWN(files)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(files) { test_close(); }
 
 TEST_F(files, share_device_memory)
 {
@@ -4941,40 +4656,21 @@ FIXTURE_VARIANT(exclusive)
 	int unit, other;
 };
 
-FIXTURE_VARIANT_ADD(exclusive, private)
-{
-	.unit = PRIVATE_ONE,
-	.other = PRIVATE_TWO,
-};
-
-FIXTURE_VARIANT_ADD(exclusive, coherent)
-{
-	.unit = COHERENT_ONE,
-	.other = COHERENT_TWO,
-};
-
-FIXTURE_VARIANT_ADD(exclusive, private_twice)
-{
-	.unit = PRIVATE_ONE,
-	.other = PRIVATE_ONE,
-};
+FIXTURE_VARIANT_ADD(exclusive, private) { .unit = PRIVATE_ONE, .other = PRIVATE_TWO };
+FIXTURE_VARIANT_ADD(exclusive, coherent) { .unit = COHERENT_ONE, .other = COHERENT_TWO };
+FIXTURE_VARIANT_ADD(exclusive, private_twice) { .unit = PRIVATE_ONE, .other = PRIVATE_ONE };
 
 FIXTURE_SETUP(exclusive)
 {
 	if (is_absent(variant->unit))
 		SKIP(return, "no coherent devices: the driver has no memory for them");
-	self->fd = test_open(variant->unit);
 	self->other = test_open(variant->other);
-	self->pagemap = test_open_pagemap();
-	ASSERT_TRUE(make_mirror(NPAGES));
+	test_setup(variant->unit, NPAGES);
 	self->map = test_mmap(&anon, NPAGES);
 	cpu_writes(self->map, NPAGES, CPU);
 }
 
-FIXTURE_TEARDOWN(exclusive)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(exclusive) { test_close(); }
 
 /* The CPU has no access, and a snapshot leaves that as it is. */
 TEST_F(exclusive, gained)
@@ -5094,36 +4790,26 @@ TEST_F(exclusive, taken_by_other)
 /* The child gets what the device wrote before, and nothing of what it writes after. */
 TEST_F(exclusive, forked)
 {
-	pid_t pid;
-	int hold;
-
 	test_cmd_exclusive(self->map, NPAGES, CPU);
 	test_cmd_write(self->map, NPAGES, CHILD);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, NPAGES, CHILD));
+	test_fork_witness(self->map, NPAGES, CHILD);
 
 	test_exclusive(self->map, NPAGES, 0);
 	test_cmd_write(self->map, NPAGES, DEVICE);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
 }
 
 /* What is shared with a child is copied before anybody has it for himself. */
 TEST_F(exclusive, forked_before)
 {
-	pid_t pid;
-	int hold;
-
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(self->map, NPAGES, CPU));
+	test_fork_witness(self->map, NPAGES, CPU);
 
 	test_cmd_exclusive(self->map, NPAGES, CPU);
 	test_cmd_write(self->map, NPAGES, DEVICE);
 	test_faults(0);
 	test_exclusive(self->map, NPAGES, NPAGES);
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 	ASSERT_TRUE(cpu_sees(self->map, NPAGES, DEVICE));
 }
 
@@ -5299,15 +4985,8 @@ FIXTURE_VARIANT(uffd_devmem)
 	int unit;
 };
 
-FIXTURE_VARIANT_ADD(uffd_devmem, private)
-{
-	.unit = PRIVATE_ONE,
-};
-
-FIXTURE_VARIANT_ADD(uffd_devmem, coherent)
-{
-	.unit = COHERENT_ONE,
-};
+FIXTURE_VARIANT_ADD(uffd_devmem, private) { .unit = PRIVATE_ONE };
+FIXTURE_VARIANT_ADD(uffd_devmem, coherent) { .unit = COHERENT_ONE };
 
 FIXTURE_SETUP(uffd_devmem)
 {
@@ -5316,10 +4995,8 @@ FIXTURE_SETUP(uffd_devmem)
 	self->uffd = uffd_open();
 	if (uffd_lacks(self->uffd, &anon))
 		SKIP(return, "%s", uffd_lacks(self->uffd, &anon));
-	self->fd = test_open(variant->unit);
-	self->pagemap = test_open_pagemap();
 	self->here = local_memory(variant->unit);
-	ASSERT_TRUE(make_mirror(NPAGES));
+	test_setup(variant->unit, NPAGES);
 	self->map = test_mmap(&anon, NPAGES);
 }
 
@@ -5402,15 +5079,8 @@ FIXTURE_VARIANT(raw)
 	unsigned int flags;
 };
 
-FIXTURE_VARIANT_ADD(raw, locked)
-{
-	.flags = 0,
-};
-
-FIXTURE_VARIANT_ADD(raw, unlocked)
-{
-	.flags = HMM_DMIRROR_FAULT_UNLOCKED,
-};
+FIXTURE_VARIANT_ADD(raw, locked) { .flags = 0 };
+FIXTURE_VARIANT_ADD(raw, unlocked) { .flags = HMM_DMIRROR_FAULT_UNLOCKED };
 
 #define TIMEOUT_MS	1000
 
@@ -5549,10 +5219,7 @@ FIXTURE_SETUP(raw)
 	ASSERT_NE(NULL, self->pfns);
 }
 
-FIXTURE_TEARDOWN(raw)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(raw) { test_close(); }
 
 /* Each page is faulted as its own element asks: half of them not at all. */
 TEST_F(raw, read_requests_by_page)
@@ -5727,9 +5394,6 @@ TEST_F(raw, errors_without_request)
 TEST_F(raw, order_at_edges)
 {
 	size_t huge = pages(pmd_size());
-	const struct backing hugetlb = {
-		.kind = HUGETLB, .share = MAP_PRIVATE, .level = PMD,
-	};
 	char *map;
 
 	if (lacks(&hugetlb))
@@ -5748,21 +5412,14 @@ TEST_F(raw, order_at_edges)
 /* An entry needs what any of its pages asks for, be it the last. */
 TEST_F(raw, entry_answers_for_each_page)
 {
-	const struct backing hugetlb = {
-		.kind = HUGETLB, .share = MAP_PRIVATE, .level = PMD,
-	};
 	size_t huge = pages(pmd_size());
 	char *map;
-	pid_t pid;
-	int hold;
 
 	if (lacks(&hugetlb))
 		SKIP(return, "%s", lacks(&hugetlb));
 	map = test_mmap(&hugetlb, huge);
 	cpu_writes(map, huge, CPU);
-	pid = test_fork_held(&hold);
-	if (!pid)
-		_exit(!cpu_sees(map, huge, CPU));
+	test_fork_witness(map, huge, CPU);
 
 	request(self->pfns, 0, huge, 1, REQ_READ);
 	test_fault(0, map, huge, 0, ALL_BITS);
@@ -5771,7 +5428,7 @@ TEST_F(raw, entry_answers_for_each_page)
 	self->pfns[huge - 1] = REQ_WRITE;
 	test_fault(0, map, huge, 0, ALL_BITS);
 	ASSERT_TRUE(flagged(self->pfns, 0, huge, OUT_FLAGS, OUT_WRITE));
-	ASSERT_TRUE(child_agrees(pid, hold));
+	test_witness_agrees();
 }
 
 /* Who owns no device memory has it brought back. */
@@ -7556,50 +7213,15 @@ FIXTURE_VARIANT(steps)
 	bool huge;
 };
 
-FIXTURE_VARIANT_ADD(steps, private_collected)
-{
-	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COLLECTED,
-};
-
-FIXTURE_VARIANT_ADD(steps, private_thp_collected)
-{
-	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COLLECTED, .huge = true,
-};
-
-FIXTURE_VARIANT_ADD(steps, private_copied)
-{
-	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COPIED,
-};
-
-FIXTURE_VARIANT_ADD(steps, private_thp_copied)
-{
-	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_COPIED, .huge = true,
-};
-
-FIXTURE_VARIANT_ADD(steps, private_migrated)
-{
-	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_MIGRATED,
-};
-
-FIXTURE_VARIANT_ADD(steps, private_thp_migrated)
-{
-	.unit = PRIVATE_ONE, .point = HMM_DMIRROR_POINT_MIGRATED, .huge = true,
-};
-
-FIXTURE_VARIANT_ADD(steps, coherent_collected)
-{
-	.unit = COHERENT_ONE, .point = HMM_DMIRROR_POINT_COLLECTED,
-};
-
-FIXTURE_VARIANT_ADD(steps, coherent_copied)
-{
-	.unit = COHERENT_ONE, .point = HMM_DMIRROR_POINT_COPIED,
-};
-
-FIXTURE_VARIANT_ADD(steps, coherent_migrated)
-{
-	.unit = COHERENT_ONE, .point = HMM_DMIRROR_POINT_MIGRATED,
-};
+FIXTURE_VARIANT_ADD(steps, private_collected) { PRIVATE_ONE, HMM_DMIRROR_POINT_COLLECTED };
+FIXTURE_VARIANT_ADD(steps, private_thp_collected) { PRIVATE_ONE, HMM_DMIRROR_POINT_COLLECTED, true };
+FIXTURE_VARIANT_ADD(steps, private_copied) { PRIVATE_ONE, HMM_DMIRROR_POINT_COPIED };
+FIXTURE_VARIANT_ADD(steps, private_thp_copied) { PRIVATE_ONE, HMM_DMIRROR_POINT_COPIED, true };
+FIXTURE_VARIANT_ADD(steps, private_migrated) { PRIVATE_ONE, HMM_DMIRROR_POINT_MIGRATED };
+FIXTURE_VARIANT_ADD(steps, private_thp_migrated) { PRIVATE_ONE, HMM_DMIRROR_POINT_MIGRATED, true };
+FIXTURE_VARIANT_ADD(steps, coherent_collected) { COHERENT_ONE, HMM_DMIRROR_POINT_COLLECTED };
+FIXTURE_VARIANT_ADD(steps, coherent_copied) { COHERENT_ONE, HMM_DMIRROR_POINT_COPIED };
+FIXTURE_VARIANT_ADD(steps, coherent_migrated) { COHERENT_ONE, HMM_DMIRROR_POINT_MIGRATED };
 
 FIXTURE_SETUP(steps)
 {
@@ -8701,15 +8323,8 @@ FIXTURE_VARIANT(wild)
 	int unit;
 };
 
-FIXTURE_VARIANT_ADD(wild, private)
-{
-	.unit = PRIVATE_ONE,
-};
-
-FIXTURE_VARIANT_ADD(wild, coherent)
-{
-	.unit = COHERENT_ONE,
-};
+FIXTURE_VARIANT_ADD(wild, private) { .unit = PRIVATE_ONE };
+FIXTURE_VARIANT_ADD(wild, coherent) { .unit = COHERENT_ONE };
 
 static __u64 wild_number(const char *name, __u64 otherwise)
 {
@@ -8771,10 +8386,7 @@ FIXTURE_SETUP(wild)
 	ASSERT_EQ(0, pthread_create(&w->helper, NULL, wild_help, w));
 }
 
-FIXTURE_TEARDOWN(wild)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(wild) { test_close(); }
 
 /* Marsaglia's xorshift: good enough, and the same everywhere. */
 static __u64 wild(struct wild *w)
@@ -9082,10 +8694,7 @@ FIXTURE_SETUP(secretmem)
 	ASSERT_NE(MAP_FAILED, self->map);
 }
 
-FIXTURE_TEARDOWN(secretmem)
-{
-	test_close();
-}
+FIXTURE_TEARDOWN(secretmem) { test_close(); }
 
 TEST_F(secretmem, snapshot)
 {
