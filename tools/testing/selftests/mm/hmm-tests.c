@@ -3664,7 +3664,7 @@ static bool sends_to_and_fro(struct worker *worker)
 	return true;
 }
 
-TEST_F_TIMEOUT(migration, sent_to_and_fro_at_once, 120)
+TEST_F_TIMEOUT(migration, sent_to_and_fro_at_once, 300)
 {
 	struct worker all = { sends_to_and_fro, self->fd, self->map, self->npages };
 
