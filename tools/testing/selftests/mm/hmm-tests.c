@@ -1917,13 +1917,40 @@ TEST_F(hmm, process_gone)
 static atomic_bool storm_over;
 
 /*
- * Time for the device to get all pages in, on a slow machine, too: without any
- * it may try until it gives up, as it has every right to.
+ * Time for the device to get all pages in. Where that is not enough it gives up
+ * with EBUSY, as it has every right to, and gets twice as much for the next try.
  */
+static atomic_uint storm_pause;
+
 static bool storm_goes_on(void)
 {
-	usleep(10000);
+	usleep(storm_pause);
 	return !storm_over;
+}
+
+static bool storm_was_too_strong(int ret)
+{
+	if (!ret || errno != EBUSY || storm_pause > 1000000)
+		return false;
+	storm_pause *= 2;
+	return true;
+}
+
+/* What a command returns once it has had the time to. */
+#define in_storm(command)							\
+({										\
+	int __ret;								\
+										\
+	do {									\
+		__ret = command;						\
+	} while (storm_was_too_strong(__ret));					\
+	__ret;									\
+})
+
+static bool storm_begins(pthread_t *thread, void *(*storm)(void *map), void *map)
+{
+	storm_pause = 10000;
+	return !pthread_create(thread, NULL, storm, map);
 }
 
 static void *discard_storm(void *map)
@@ -1959,12 +1986,12 @@ TEST_F(hmm, discarded_meanwhile)
 	char *map = test_mmap(&anon, NPAGES);
 	pthread_t storm;
 
-	ASSERT_EQ(0, pthread_create(&storm, NULL, discard_storm, map));
+	ASSERT_TRUE(storm_begins(&storm, discard_storm, map));
 	for (int i = 0; i < 20; i++) {
-		test_cmd_write(map, NPAGES, DEVICE);
-		ASSERT_EQ(0, _test_cmd_read(self->fd, map, NPAGES));
+		ASSERT_EQ(0, in_storm(_test_cmd_write(self->fd, map, NPAGES, DEVICE)));
+		ASSERT_EQ(0, in_storm(_test_cmd_read(self->fd, map, NPAGES)));
 		ASSERT_TRUE(pages_are_whole(map));
-		ASSERT_EQ(0, _test_cmd_read_unlocked(self->fd, map, NPAGES));
+		ASSERT_EQ(0, in_storm(_test_cmd_read_unlocked(self->fd, map, NPAGES)));
 		ASSERT_TRUE(pages_are_whole(map));
 	}
 	storm_over = true;
@@ -1977,11 +2004,11 @@ TEST_F(hmm, unmapped_meanwhile)
 	pthread_t storm;
 	int ret;
 
-	ASSERT_EQ(0, pthread_create(&storm, NULL, unmap_storm, map));
+	ASSERT_TRUE(storm_begins(&storm, unmap_storm, map));
 	for (int i = 0; i < 20; i++) {
-		ret = _test_cmd_write(self->fd, map, NPAGES, DEVICE);
+		ret = in_storm(_test_cmd_write(self->fd, map, NPAGES, DEVICE));
 		ASSERT_EQ(ret ? EFAULT : 0, ret ? errno : 0);
-		ret = _test_cmd_read(self->fd, map, NPAGES);
+		ret = in_storm(_test_cmd_read(self->fd, map, NPAGES));
 		ASSERT_EQ(ret ? EFAULT : 0, ret ? errno : 0);
 		ASSERT_TRUE(ret || pages_are_whole(map));
 	}
@@ -7214,11 +7241,11 @@ FIXTURE_VARIANT(steps)
 };
 
 FIXTURE_VARIANT_ADD(steps, private_collected) { PRIVATE_ONE, HMM_DMIRROR_POINT_COLLECTED };
-FIXTURE_VARIANT_ADD(steps, private_thp_collected) { PRIVATE_ONE, HMM_DMIRROR_POINT_COLLECTED, true };
+FIXTURE_VARIANT_ADD(steps, private_thp_collected) { PRIVATE_ONE, HMM_DMIRROR_POINT_COLLECTED, 1 };
 FIXTURE_VARIANT_ADD(steps, private_copied) { PRIVATE_ONE, HMM_DMIRROR_POINT_COPIED };
-FIXTURE_VARIANT_ADD(steps, private_thp_copied) { PRIVATE_ONE, HMM_DMIRROR_POINT_COPIED, true };
+FIXTURE_VARIANT_ADD(steps, private_thp_copied) { PRIVATE_ONE, HMM_DMIRROR_POINT_COPIED, 1 };
 FIXTURE_VARIANT_ADD(steps, private_migrated) { PRIVATE_ONE, HMM_DMIRROR_POINT_MIGRATED };
-FIXTURE_VARIANT_ADD(steps, private_thp_migrated) { PRIVATE_ONE, HMM_DMIRROR_POINT_MIGRATED, true };
+FIXTURE_VARIANT_ADD(steps, private_thp_migrated) { PRIVATE_ONE, HMM_DMIRROR_POINT_MIGRATED, 1 };
 FIXTURE_VARIANT_ADD(steps, coherent_collected) { COHERENT_ONE, HMM_DMIRROR_POINT_COLLECTED };
 FIXTURE_VARIANT_ADD(steps, coherent_copied) { COHERENT_ONE, HMM_DMIRROR_POINT_COPIED };
 FIXTURE_VARIANT_ADD(steps, coherent_migrated) { COHERENT_ONE, HMM_DMIRROR_POINT_MIGRATED };
@@ -7840,9 +7867,10 @@ FIXTURE_SETUP(fail_nth)
 	failures_setup(&self->failing);
 }
 
-FIXTURE_TEARDOWN_PARENT(fail_nth)
+FIXTURE_TEARDOWN(fail_nth)
 {
 	failures_restore(&self->failing);
+	test_close();
 	if (wants_thp(&variant->b) && thp_available())
 		thp_restore_settings();
 }
@@ -8177,11 +8205,12 @@ FIXTURE_SETUP(unload)
 		failures_setup(&self->failing);
 }
 
-FIXTURE_TEARDOWN_PARENT(unload)
+FIXTURE_TEARDOWN(unload)
 {
 	failures_restore(&self->failing);
 	if (access(DRIVER, F_OK) && *self->options)
 		EXPECT_TRUE(load_driver(self->options));
+	test_close();
 }
 
 /* Memory goes to the device and stays there, as far as this kernel can do that. */
