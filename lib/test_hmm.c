@@ -89,7 +89,6 @@
 #include <linux/ioport.h>
 #include <linux/jiffies.h>
 #include <linux/kref.h>
-#include <linux/list.h>
 #include <linux/memory_hotplug.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
@@ -142,10 +141,11 @@
 #define DMIRROR_MAX_CHUNKS	16
 
 /*
- * Chunks are added before a migration takes the mmap lock, while this few blocks
- * are free: one for the migration and some for others that do the same.
+ * A chunk is added, before a migration takes the mmap lock, if there are not as
+ * many free pages in a row: a block for the migration and some for others that do
+ * the same.
  */
-#define DMIRROR_SPARE_BLOCKS	8
+#define DMIRROR_SPARE_PAGES	(8 * DMIRROR_BLOCK_PAGES)
 
 static unsigned long spm_addr_dev0;
 module_param(spm_addr_dev0, ulong, 0444);
@@ -157,18 +157,12 @@ module_param(spm_addr_dev1, ulong, 0444);
 MODULE_PARM_DESC(spm_addr_dev1,
 		 "Physical address of reserved memory for the second coherent device");
 
-struct dmirror_block {
-	struct list_head list;	/* of device->free_blocks or open_blocks, or none */
-	unsigned long first;	/* index in the chunk */
-	unsigned long nr_used;
-};
-
 struct dmirror_chunk {
 	struct dev_pagemap pagemap;
 	struct dmirror_device *device;
 	unsigned long *used;	/* a bit for each page */
+	unsigned long first_free; /* index of a page; none before it is free */
 	struct page **storage;	/* of each page in use, if the memory is private */
-	struct dmirror_block blocks[];
 };
 
 /*
@@ -179,13 +173,9 @@ struct dmirror_device {
 	struct device *dev;
 	unsigned long coherent_addr;	/* 0 if its memory is private */
 
-	struct mutex chunks_lock;	/* protects the next one */
+	struct mutex chunks_lock;	/* with @lock, to change the chunks */
+	spinlock_t lock;		/* protects what is in use or not */
 	struct dmirror_chunk *chunks[DMIRROR_MAX_CHUNKS];
-
-	spinlock_t lock;		/* protects all that is in use or not */
-	struct list_head free_blocks;	/* blocks no page of which is in use */
-	struct list_head open_blocks;	/* blocks some pages of which are */
-	unsigned long nr_free_blocks;
 };
 
 static struct dmirror_device dmirror_devices[DMIRROR_MAX_DEVICES];
@@ -252,8 +242,7 @@ static void dmirror_release(struct kref *refs)
 /*
  * Device memory: which pages are in use, and what for
  *
- * Memory is given out by the page and by the block. A block that is in use in
- * part serves pages. One that is free again is whole again.
+ * Memory is given out by the page and by the block, from the front.
  */
 
 static struct dmirror_chunk *dmirror_pgmap_chunk(struct dev_pagemap *pgmap)
@@ -322,55 +311,14 @@ static int dmirror_storage_alloc(struct dmirror_chunk *chunk,
 	return -ENOMEM;
 }
 
-/* Puts @block where it belongs after @nr_used changed. */
-static void dmirror_block_sort(struct dmirror_device *device,
-			       struct dmirror_block *block, bool was_free)
+/* The first of @nr free pages in a row, aligned to @align, or what is no index. */
+static unsigned long dmirror_chunk_find(struct dmirror_chunk *chunk,
+					unsigned long nr, unsigned long align)
 {
-	lockdep_assert_held(&device->lock);
+	lockdep_assert_held(&chunk->device->lock);
 
-	device->nr_free_blocks -= was_free;
-	if (!block->nr_used) {
-		list_move(&block->list, &device->free_blocks);
-		device->nr_free_blocks++;
-	} else if (block->nr_used < DMIRROR_BLOCK_PAGES) {
-		list_move(&block->list, &device->open_blocks);
-	} else {
-		list_del_init(&block->list);
-	}
-}
-
-static void dmirror_block_take(struct dmirror_chunk *chunk, unsigned long index,
-			       unsigned long nr)
-{
-	struct dmirror_block *block = &chunk->blocks[index / DMIRROR_BLOCK_PAGES];
-	bool was_free = !block->nr_used;
-
-	bitmap_set(chunk->used, index, nr);
-	block->nr_used += nr;
-	dmirror_block_sort(chunk->device, block, was_free);
-}
-
-static void dmirror_block_give(struct dmirror_chunk *chunk, unsigned long index,
-			       unsigned long nr)
-{
-	struct dmirror_block *block = &chunk->blocks[index / DMIRROR_BLOCK_PAGES];
-
-	bitmap_clear(chunk->used, index, nr);
-	block->nr_used -= nr;
-	dmirror_block_sort(chunk->device, block, false);
-}
-
-/* @block is the first of its list, or NULL if that is empty. */
-static struct dmirror_block *dmirror_first_block(struct list_head *blocks)
-{
-	return list_first_entry_or_null(blocks, struct dmirror_block, list);
-}
-
-static struct dmirror_chunk *dmirror_block_chunk(struct dmirror_block *block)
-{
-	unsigned long nr = block->first / DMIRROR_BLOCK_PAGES;
-
-	return container_of(block - nr, struct dmirror_chunk, blocks[0]);
+	return bitmap_find_next_zero_area(chunk->used, DMIRROR_CHUNK_PAGES,
+					  chunk->first_free, nr, align - 1);
 }
 
 /*
@@ -381,24 +329,24 @@ static struct dmirror_chunk *dmirror_take(struct dmirror_device *device,
 					  unsigned int order,
 					  unsigned long *index)
 {
-	struct dmirror_block *block = NULL;
+	unsigned long nr = 1UL << order;
 	struct dmirror_chunk *chunk;
+	unsigned int i;
 
 	guard(spinlock_irqsave)(&device->lock);
-
-	if (!order)
-		block = dmirror_first_block(&device->open_blocks);
-	if (!block)
-		block = dmirror_first_block(&device->free_blocks);
-	if (!block)
-		return NULL;
-
-	chunk = dmirror_block_chunk(block);
-	*index = order ? block->first :
-			 find_next_zero_bit(chunk->used, DMIRROR_CHUNK_PAGES,
-					    block->first);
-	dmirror_block_take(chunk, *index, 1UL << order);
-	return chunk;
+	for (i = 0; i < DMIRROR_MAX_CHUNKS; i++) {
+		chunk = device->chunks[i];
+		if (!chunk)
+			continue;
+		*index = dmirror_chunk_find(chunk, nr, nr);
+		if (*index >= DMIRROR_CHUNK_PAGES)
+			continue;
+		bitmap_set(chunk->used, *index, nr);
+		if (!order)
+			chunk->first_free = *index + 1;
+		return chunk;
+	}
+	return NULL;
 }
 
 static void dmirror_give_back(struct dmirror_chunk *chunk, unsigned long index,
@@ -406,7 +354,8 @@ static void dmirror_give_back(struct dmirror_chunk *chunk, unsigned long index,
 {
 	dmirror_storage_free(chunk, index, nr);
 	guard(spinlock_irqsave)(&chunk->device->lock);
-	dmirror_block_give(chunk, index, nr);
+	bitmap_clear(chunk->used, index, nr);
+	chunk->first_free = min(chunk->first_free, index);
 }
 
 /*
@@ -1505,15 +1454,15 @@ static const struct dev_pagemap_ops dmirror_pagemap_ops = {
  */
 
 /*
- * Gathers the pages of @block that are in use, for @dmirror or, if that is NULL,
+ * Gathers the pages of block @i that are in use, for @dmirror or, if that is NULL,
  * at all. They may be free or in use for another again before they are locked.
  */
 static unsigned long dmirror_evict_gather(struct dmirror_migration *migration,
 					  struct dmirror_chunk *chunk,
-					  struct dmirror_block *block)
+					  unsigned int i)
 {
-	unsigned long end = block->first + DMIRROR_BLOCK_PAGES;
-	unsigned long index = block->first, n = 0, pfn;
+	unsigned long index = i * DMIRROR_BLOCK_PAGES, n = 0, pfn;
+	unsigned long end = index + DMIRROR_BLOCK_PAGES;
 	struct folio *folio;
 
 	guard(spinlock_irqsave)(&chunk->device->lock);
@@ -1539,7 +1488,7 @@ static unsigned long dmirror_evict_collect(struct dmirror_migration *migration,
 	chunk = device->chunks[nr];
 	if (!chunk)
 		return 0;
-	npages = dmirror_evict_gather(migration, chunk, &chunk->blocks[i]);
+	npages = dmirror_evict_gather(migration, chunk, i);
 	if (npages)
 		migrate_device_pfns(migration->args.src, npages);
 	return npages;
@@ -1604,23 +1553,17 @@ static void dmirror_chunk_free(struct dmirror_chunk *chunk)
 {
 	kvfree(chunk->storage);
 	bitmap_free(chunk->used);
-	kvfree(chunk);
+	kfree(chunk);
 }
 
 static struct dmirror_chunk *dmirror_chunk_alloc(struct dmirror_device *device)
 {
-	struct dmirror_chunk *chunk;
-	unsigned long i;
+	struct dmirror_chunk *chunk = kzalloc_obj(*chunk);
 
-	chunk = kvzalloc_flex(*chunk, blocks, DMIRROR_CHUNK_BLOCKS);
 	if (!chunk)
 		return NULL;
 
 	chunk->device = device;
-	for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++) {
-		chunk->blocks[i].first = i * DMIRROR_BLOCK_PAGES;
-		INIT_LIST_HEAD(&chunk->blocks[i].list);
-	}
 	chunk->used = bitmap_zalloc(DMIRROR_CHUNK_PAGES, GFP_KERNEL);
 	if (!device->coherent_addr)
 		chunk->storage = kvcalloc(DMIRROR_CHUNK_PAGES,
@@ -1678,30 +1621,17 @@ static void dmirror_chunk_unmap(struct dmirror_chunk *chunk)
 	release_mem_region(chunk->pagemap.range.start, DMIRROR_CHUNK_SIZE);
 }
 
-static void dmirror_chunk_publish(struct dmirror_chunk *chunk)
+/* Takes chunk number @nr out of use, and returns it, if no page of it is in use. */
+static struct dmirror_chunk *dmirror_chunk_retract(struct dmirror_device *device,
+						   unsigned int nr)
 {
-	struct dmirror_device *device = chunk->device;
-	unsigned long i;
+	struct dmirror_chunk *chunk = device->chunks[nr];
 
 	guard(spinlock_irqsave)(&device->lock);
-	for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++)
-		list_add_tail(&chunk->blocks[i].list, &device->free_blocks);
-	device->nr_free_blocks += DMIRROR_CHUNK_BLOCKS;
-}
-
-/* Takes all of the chunk out of use if no page of it is in use. */
-static bool dmirror_chunk_retract(struct dmirror_chunk *chunk)
-{
-	struct dmirror_device *device = chunk->device;
-	unsigned long i;
-
-	guard(spinlock_irqsave)(&device->lock);
-	if (!bitmap_empty(chunk->used, DMIRROR_CHUNK_PAGES))
-		return false;
-	for (i = 0; i < DMIRROR_CHUNK_BLOCKS; i++)
-		list_del_init(&chunk->blocks[i].list);
-	device->nr_free_blocks -= DMIRROR_CHUNK_BLOCKS;
-	return true;
+	if (!chunk || !bitmap_empty(chunk->used, DMIRROR_CHUNK_PAGES))
+		return NULL;
+	device->chunks[nr] = NULL;
+	return chunk;
 }
 
 /* Adds chunk number @nr. */
@@ -1720,8 +1650,8 @@ static int dmirror_chunk_add(struct dmirror_device *device, unsigned int nr)
 		dmirror_chunk_free(chunk);
 		return ret;
 	}
-	device->chunks[nr] = chunk;
-	dmirror_chunk_publish(chunk);
+	scoped_guard(spinlock_irqsave, &device->lock)
+		device->chunks[nr] = chunk;
 	return 0;
 }
 
@@ -1734,24 +1664,27 @@ static bool dmirror_chunks_trim(struct dmirror_device *device)
 
 	guard(mutex)(&device->chunks_lock);
 	for (nr = 0; nr < DMIRROR_MAX_CHUNKS; nr++) {
-		chunk = device->chunks[nr];
-		if (!chunk)
-			continue;
-		if (!dmirror_chunk_retract(chunk)) {
-			others = true;
-			continue;
+		chunk = dmirror_chunk_retract(device, nr);
+		if (chunk) {
+			dmirror_chunk_unmap(chunk);
+			dmirror_chunk_free(chunk);
 		}
-		device->chunks[nr] = NULL;
-		dmirror_chunk_unmap(chunk);
-		dmirror_chunk_free(chunk);
+		others |= !!device->chunks[nr];
 	}
 	return others;
 }
 
 static bool dmirror_is_scarce(struct dmirror_device *device)
 {
+	unsigned int nr;
+
 	guard(spinlock_irqsave)(&device->lock);
-	return device->nr_free_blocks < DMIRROR_SPARE_BLOCKS;
+	for (nr = 0; nr < DMIRROR_MAX_CHUNKS; nr++)
+		if (device->chunks[nr] &&
+		    dmirror_chunk_find(device->chunks[nr], DMIRROR_SPARE_PAGES,
+				       DMIRROR_BLOCK_PAGES) < DMIRROR_CHUNK_PAGES)
+			return false;
+	return true;
 }
 
 /*
@@ -2755,8 +2688,6 @@ static void __init dmirror_device_init(struct dmirror_device *device,
 	device->coherent_addr = coherent_addr;
 	mutex_init(&device->chunks_lock);
 	spin_lock_init(&device->lock);
-	INIT_LIST_HEAD(&device->free_blocks);
-	INIT_LIST_HEAD(&device->open_blocks);
 }
 
 /*
