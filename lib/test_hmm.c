@@ -170,7 +170,6 @@ struct dmirror_chunk {
  * its memory.
  */
 struct dmirror_device {
-	struct device *dev;
 	unsigned long coherent_addr;	/* 0 if its memory is private */
 
 	struct mutex chunks_lock;	/* with @lock, to change the chunks */
@@ -860,13 +859,16 @@ static int dmirror_fault(struct dmirror *dmirror, unsigned long start,
 	return ret;
 }
 
+/* Bits of dmirror_access.flags */
+#define DMIRROR_ACCESS_WRITE		BIT(0)
+#define DMIRROR_ACCESS_UNLOCKED		BIT(1)	/* leave the mmap lock to HMM */
+#define DMIRROR_ACCESS_NO_FAULTS	BIT(2)	/* fail at a miss */
+
 struct dmirror_access {
 	struct dmirror *dmirror;
 	struct hmm_dmirror_cmd *cmd;
 	void *bounce;
-	bool write;
-	bool unlocked;
-	bool no_faults;		/* fail at a miss */
+	unsigned int flags;
 };
 
 static int dmirror_miss(struct dmirror_access *access, unsigned long start,
@@ -874,14 +876,14 @@ static int dmirror_miss(struct dmirror_access *access, unsigned long start,
 {
 	unsigned long requests = HMM_PFN_REQ_FAULT;
 
-	if (access->no_faults)
+	if (access->flags & DMIRROR_ACCESS_NO_FAULTS)
 		return -ENOENT;
-	if (access->write)
+	if (access->flags & DMIRROR_ACCESS_WRITE)
 		requests |= HMM_PFN_REQ_WRITE;
 	access->cmd->faults++;
 	dmirror_count(access->dmirror, DMIRROR_MISSES, 1);
 	return dmirror_fault(access->dmirror, start, end, requests,
-			     access->unlocked);
+			     access->flags & DMIRROR_ACCESS_UNLOCKED);
 }
 
 static int dmirror_read_page(void *buf, struct page *page)
@@ -912,6 +914,7 @@ static int dmirror_write_page(struct page *page, const void *buf)
 static long dmirror_copy(struct dmirror_access *access, void *buf,
 			 unsigned long index, long npages)
 {
+	bool write = access->flags & DMIRROR_ACCESS_WRITE;
 	struct dmirror *dmirror = access->dmirror;
 	struct page *page;
 	int ret = 0;
@@ -919,12 +922,11 @@ static long dmirror_copy(struct dmirror_access *access, void *buf,
 
 	mutex_lock(&dmirror->lock);
 	for (done = 0; done < npages; done++, buf += PAGE_SIZE) {
-		page = dmirror_table_lookup(dmirror, index + done,
-					    access->write);
+		page = dmirror_table_lookup(dmirror, index + done, write);
 		if (!page)
 			break;
-		ret = access->write ? dmirror_write_page(page, buf) :
-				      dmirror_read_page(buf, page);
+		ret = write ? dmirror_write_page(page, buf) :
+			      dmirror_read_page(buf, page);
 		if (ret)
 			break;
 	}
@@ -967,16 +969,17 @@ static int dmirror_access_step(struct dmirror_access *access,
 	struct hmm_dmirror_cmd *cmd = access->cmd;
 	void __user *buf = u64_to_user_ptr(cmd->ptr +
 					   (cmd->cpages << PAGE_SHIFT));
+	bool write = access->flags & DMIRROR_ACCESS_WRITE;
 	unsigned long moved = 0;
 	int ret;
 
-	if (access->write &&
+	if (write &&
 	    copy_from_user(access->bounce, buf, npages << PAGE_SHIFT))
 		return -EFAULT;
 
 	ret = dmirror_transfer(access, npages, &moved);
 
-	if (!access->write &&
+	if (!write &&
 	    copy_to_user(buf, access->bounce, moved << PAGE_SHIFT))
 		return -EFAULT;
 
@@ -984,24 +987,29 @@ static int dmirror_access_step(struct dmirror_access *access,
 	return ret;
 }
 
-static int dmirror_access(struct dmirror_access *access)
+static int dmirror_access(struct dmirror *dmirror, struct hmm_dmirror_cmd *cmd,
+			  unsigned int flags)
 {
-	struct hmm_dmirror_cmd *cmd = access->cmd;
+	struct dmirror_access access = {
+		.dmirror = dmirror,
+		.cmd = cmd,
+		.flags = flags,
+	};
 	unsigned long step = min(cmd->npages, DMIRROR_BOUNCE_PAGES);
 	int ret = 0;
 
-	access->bounce = kvmalloc_array(step, PAGE_SIZE, GFP_KERNEL_ACCOUNT);
-	if (!access->bounce)
+	access.bounce = kvmalloc_array(step, PAGE_SIZE, GFP_KERNEL_ACCOUNT);
+	if (!access.bounce)
 		return -ENOMEM;
 
 	while (!ret && cmd->cpages < cmd->npages) {
 		step = min(step, cmd->npages - cmd->cpages);
 		ret = fatal_signal_pending(current) ?
-			      -EINTR : dmirror_access_step(access, step);
+			      -EINTR : dmirror_access_step(&access, step);
 		cond_resched();
 	}
 
-	kvfree(access->bounce);
+	kvfree(access.bounce);
 	return ret;
 }
 
@@ -1981,6 +1989,10 @@ static int dmirror_raw_fault_size(struct dmirror_raw_fault *fault,
 	return 0;
 }
 
+#define DMIRROR_FAULT_FLAGS						\
+	(HMM_DMIRROR_FAULT_UNLOCKED | HMM_DMIRROR_FAULT_ONCE |		\
+	 HMM_DMIRROR_FAULT_NO_OWNER)
+
 static int dmirror_test_fault(struct dmirror *dmirror,
 			      struct hmm_dmirror_test *test)
 {
@@ -1999,9 +2011,6 @@ static int dmirror_test_fault(struct dmirror *dmirror,
 	};
 	int ret;
 
-	if (test->flags & ~(HMM_DMIRROR_FAULT_UNLOCKED | HMM_DMIRROR_FAULT_ONCE |
-			    HMM_DMIRROR_FAULT_NO_OWNER))
-		return -EINVAL;
 	ret = dmirror_raw_fault_size(&fault, test);
 	if (ret)
 		return ret;
@@ -2041,8 +2050,6 @@ static int dmirror_test_stats(struct dmirror *dmirror,
 {
 	const atomic_long_t *stats = dmirror->stats;
 
-	if (test->flags)
-		return -EINVAL;
 	test->stats.invalidations = atomic_long_read(&stats[DMIRROR_INVALIDATIONS]);
 	test->stats.walks = atomic_long_read(&stats[DMIRROR_WALKS]);
 	test->stats.retries = atomic_long_read(&stats[DMIRROR_RETRIES]);
@@ -2060,7 +2067,7 @@ static int dmirror_test_inject(struct dmirror *dmirror,
 	unsigned int last = HMM_DMIRROR_INJECT_WAIT;
 	struct dmirror_injection *injection;
 
-	if (test->flags || test->inject.point >= HMM_DMIRROR_NR_POINTS)
+	if (test->inject.point >= HMM_DMIRROR_NR_POINTS)
 		return -EINVAL;
 	if (test->inject.point == HMM_DMIRROR_POINT_GATE)
 		last = HMM_DMIRROR_NR_INJECTIONS - 1;
@@ -2081,7 +2088,7 @@ static int dmirror_test_await(struct dmirror *dmirror,
 	unsigned int point = test->await.point;
 	long ret;
 
-	if (test->flags || test->await.reserved || point >= HMM_DMIRROR_NR_POINTS)
+	if (test->await.reserved || point >= HMM_DMIRROR_NR_POINTS)
 		return -EINVAL;
 	ret = wait_event_interruptible_timeout(dmirror->inject_wait,
 					       dmirror_inject_is_waiting(dmirror, point),
@@ -2092,7 +2099,7 @@ static int dmirror_test_await(struct dmirror *dmirror,
 static int dmirror_test_resume(struct dmirror *dmirror,
 			       struct hmm_dmirror_test *test)
 {
-	if (test->flags || test->resume.reserved ||
+	if (test->resume.reserved ||
 	    test->resume.point >= HMM_DMIRROR_NR_POINTS)
 		return -EINVAL;
 	dmirror_inject_set_waiting(dmirror, test->resume.point, false);
@@ -2210,8 +2217,6 @@ static int dmirror_test_check(struct dmirror *dmirror,
 	struct dmirror_check *check;
 	int ret;
 
-	if (test->flags)
-		return -EINVAL;
 	ret = range.npages ? dmirror_check_args(&range) : 0;
 	if (ret)
 		return ret;
@@ -2233,27 +2238,36 @@ static int dmirror_test_check(struct dmirror *dmirror,
 	return ret;
 }
 
+struct dmirror_test_op {
+	u32 op;
+	u32 flags;		/* that it knows */
+	int (*fn)(struct dmirror *dmirror, struct hmm_dmirror_test *test);
+};
+
+static const struct dmirror_test_op dmirror_test_ops[] = {
+	{ HMM_DMIRROR_OP_FAULT, DMIRROR_FAULT_FLAGS, dmirror_test_fault },
+	{ HMM_DMIRROR_OP_STATS, 0, dmirror_test_stats },
+	{ HMM_DMIRROR_OP_INJECT, 0, dmirror_test_inject },
+	{ HMM_DMIRROR_OP_AWAIT, 0, dmirror_test_await },
+	{ HMM_DMIRROR_OP_RESUME, 0, dmirror_test_resume },
+	{ HMM_DMIRROR_OP_CHECK, 0, dmirror_test_check },
+};
+
 static int dmirror_test_op(struct dmirror *dmirror,
 			   struct hmm_dmirror_test *test)
 {
-	if (test->reserved)
-		return -EINVAL;
-	switch (test->op) {
-	case HMM_DMIRROR_OP_FAULT:
-		return dmirror_test_fault(dmirror, test);
-	case HMM_DMIRROR_OP_STATS:
-		return dmirror_test_stats(dmirror, test);
-	case HMM_DMIRROR_OP_INJECT:
-		return dmirror_test_inject(dmirror, test);
-	case HMM_DMIRROR_OP_AWAIT:
-		return dmirror_test_await(dmirror, test);
-	case HMM_DMIRROR_OP_RESUME:
-		return dmirror_test_resume(dmirror, test);
-	case HMM_DMIRROR_OP_CHECK:
-		return dmirror_test_check(dmirror, test);
-	default:
-		return -EOPNOTSUPP;
+	const struct dmirror_test_op *op;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(dmirror_test_ops); i++) {
+		op = &dmirror_test_ops[i];
+		if (op->op != test->op)
+			continue;
+		if (test->reserved || test->flags & ~op->flags)
+			return -EINVAL;
+		return op->fn(dmirror, test);
 	}
+	return -EOPNOTSUPP;
 }
 
 static long dmirror_test(struct dmirror *dmirror, void __user *uarg)
@@ -2288,33 +2302,19 @@ static long dmirror_test(struct dmirror *dmirror, void __user *uarg)
 static int dmirror_cmd_read(struct dmirror *dmirror,
 			    struct hmm_dmirror_cmd *cmd)
 {
-	struct dmirror_access access = { .dmirror = dmirror, .cmd = cmd };
-
-	return dmirror_access(&access);
+	return dmirror_access(dmirror, cmd, 0);
 }
 
 static int dmirror_cmd_read_unlocked(struct dmirror *dmirror,
 				     struct hmm_dmirror_cmd *cmd)
 {
-	struct dmirror_access access = {
-		.dmirror = dmirror,
-		.cmd = cmd,
-		.unlocked = true,
-	};
-
-	return dmirror_access(&access);
+	return dmirror_access(dmirror, cmd, DMIRROR_ACCESS_UNLOCKED);
 }
 
 static int dmirror_cmd_write(struct dmirror *dmirror,
 			     struct hmm_dmirror_cmd *cmd)
 {
-	struct dmirror_access access = {
-		.dmirror = dmirror,
-		.cmd = cmd,
-		.write = true,
-	};
-
-	return dmirror_access(&access);
+	return dmirror_access(dmirror, cmd, DMIRROR_ACCESS_WRITE);
 }
 
 /* How often one looks for pages that an invalidation has dropped. */
@@ -2324,13 +2324,7 @@ static int dmirror_cmd_write(struct dmirror *dmirror,
 static int dmirror_read_back(struct dmirror *dmirror,
 			     struct hmm_dmirror_cmd *cmd)
 {
-	struct dmirror_access access = {
-		.dmirror = dmirror,
-		.cmd = cmd,
-		.no_faults = true,
-	};
-
-	return dmirror_access(&access);
+	return dmirror_access(dmirror, cmd, DMIRROR_ACCESS_NO_FAULTS);
 }
 
 /*
@@ -2706,25 +2700,6 @@ static void dmirror_device_fini(struct dmirror_device *device)
 	dmirror_migration_fini(&migration);
 }
 
-static int __init dmirror_device_create(unsigned int minor)
-{
-	struct device *dev;
-
-	dev = device_create(dmirror_class, NULL, MKDEV(dmirror_major, minor),
-			    NULL, "hmm_dmirror%u", minor);
-	if (IS_ERR(dev))
-		return PTR_ERR(dev);
-
-	dmirror_devices[minor].dev = dev;
-	return 0;
-}
-
-static void dmirror_devices_destroy(unsigned int ndevices)
-{
-	while (ndevices--)
-		device_unregister(dmirror_devices[ndevices].dev);
-}
-
 static void dmirror_devices_fini(void)
 {
 	unsigned int i;
@@ -2827,16 +2802,24 @@ static unsigned int __init dmirror_devices_init(void)
 	return DMIRROR_PRIVATE_DEVICES;
 }
 
-static int __init dmirror_devices_create(void)
+static void dmirror_nodes_destroy(unsigned int nr)
 {
+	while (nr--)
+		device_destroy(dmirror_class, MKDEV(dmirror_major, nr));
+}
+
+static int __init dmirror_nodes_create(void)
+{
+	struct device *dev;
 	unsigned int minor;
-	int ret;
 
 	for (minor = 0; minor < dmirror_ndevices; minor++) {
-		ret = dmirror_device_create(minor);
-		if (ret) {
-			dmirror_devices_destroy(minor);
-			return ret;
+		dev = device_create(dmirror_class, NULL,
+				    MKDEV(dmirror_major, minor), NULL,
+				    "hmm_dmirror%u", minor);
+		if (IS_ERR(dev)) {
+			dmirror_nodes_destroy(minor);
+			return PTR_ERR(dev);
 		}
 	}
 	return 0;
@@ -2858,7 +2841,7 @@ static int __init dmirror_init(void)
 		goto err_class;
 	}
 
-	ret = dmirror_devices_create();
+	ret = dmirror_nodes_create();
 	if (ret)
 		goto err_chrdev;
 
@@ -2876,7 +2859,7 @@ err_class:
 
 static void __exit dmirror_exit(void)
 {
-	dmirror_devices_destroy(dmirror_ndevices);
+	dmirror_nodes_destroy(dmirror_ndevices);
 	__unregister_chrdev(dmirror_major, 0, dmirror_ndevices,
 			    DMIRROR_REGION_NAME);
 	dmirror_devices_fini();
