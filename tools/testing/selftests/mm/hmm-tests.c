@@ -51,6 +51,12 @@
 #include "hugepage_settings.h"
 #include "vm_util.h"
 
+#ifdef __GLIBC_PREREQ
+#if __GLIBC_PREREQ(2, 35)
+#include <sys/rseq.h>
+#endif
+#endif
+
 #include <lib/test_hmm_uapi.h>
 #include <mm/gup_test.h>
 
@@ -7783,21 +7789,22 @@ static void fail_end(struct failing *f)
 /* More of them, and something goes round in circles. */
 #define FAIL_NTH_MAX 5000
 
-#define for_each_failure(f)							\
-	for ((f)->nth = 1, (f)->failed = true; (f)->failed && (f)->nth < FAIL_NTH_MAX;	\
-	     (f)->nth++)
+#define for_each_failure()							\
+	for (self->failing.nth = 1, self->failing.failed = true;		\
+	     self->failing.failed && self->failing.nth < FAIL_NTH_MAX;		\
+	     self->failing.nth++)
 
 /* 0 or ENOMEM, by which @step fails if an allocation did. Only then may it fail. */
-#define test_failing(f, step)							\
+#define test_failing(step)							\
 ({										\
 	int __fail;								\
 										\
-	fail_begin(f);								\
+	fail_begin(&self->failing);						\
 	__fail = (step) ? errno : 0;						\
-	fail_end(f);								\
-	ASSERT_TRUE(!__fail || ((f)->failed && __fail == ENOMEM))		\
-		TH_LOG("allocation %u: %s", (f)->nth, strerror(__fail));	\
-	ASSERT_GT(FAIL_NTH_MAX - 1, (f)->nth);					\
+	fail_end(&self->failing);						\
+	ASSERT_TRUE(!__fail || (self->failing.failed && __fail == ENOMEM))	\
+		TH_LOG("allocation %u: %s", self->failing.nth, strerror(__fail)); \
+	ASSERT_GT(FAIL_NTH_MAX - 1, self->failing.nth);				\
 	__fail;									\
 })
 
@@ -7896,10 +7903,10 @@ FIXTURE_TEARDOWN(fail_nth)
 
 TEST_FAILING(open)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		int fd = -1;
 
-		test_failing(&self->failing, (fd = open_device(variant->unit)) < 0);
+		test_failing((fd = open_device(variant->unit)) < 0);
 		if (fd >= 0)
 			close(fd);
 	}
@@ -7907,11 +7914,11 @@ TEST_FAILING(open)
 
 TEST_FAILING(close)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		int fd = test_open(variant->unit);
 
 		ASSERT_TRUE(moves(fd, self->map, self->npages, CPU));
-		test_failing(&self->failing, close(fd));
+		test_failing(close(fd));
 		test_intact(CPU);
 	}
 	test_nothing_left();
@@ -7931,11 +7938,10 @@ TEST_FAILING(close_without_memory)
 
 TEST_FAILING(mmap)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		void *io = MAP_FAILED;
 
-		test_failing(&self->failing,
-			     (io = mmap(NULL, IO_PAGES * psize(), PROT_READ, MAP_SHARED,
+		test_failing((io = mmap(NULL, IO_PAGES * psize(), PROT_READ, MAP_SHARED,
 					self->fd, 0)) == MAP_FAILED);
 		if (io != MAP_FAILED)
 			test_munmap(io, IO_PAGES);
@@ -7944,19 +7950,18 @@ TEST_FAILING(mmap)
 
 TEST_FAILING(read)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		test_madvise(self->map, self->npages, MADV_DONTNEED);
-		test_failing(&self->failing, _test_cmd_read(self->fd, self->map, self->npages));
+		test_failing(_test_cmd_read(self->fd, self->map, self->npages));
 		test_intact(NOBODY);
 	}
 }
 
 TEST_FAILING(read_unlocked)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		test_madvise(self->map, self->npages, MADV_DONTNEED);
-		test_failing(&self->failing,
-			     _test_cmd_read_unlocked(self->fd, self->map, self->npages));
+		test_failing(_test_cmd_read_unlocked(self->fd, self->map, self->npages));
 		test_intact(NOBODY);
 	}
 }
@@ -7964,12 +7969,11 @@ TEST_FAILING(read_unlocked)
 /* As much is written as it says, and no more. */
 TEST_FAILING(write)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		size_t written;
 
 		test_madvise(self->map, self->npages, MADV_DONTNEED);
-		test_failing(&self->failing,
-			     _test_cmd_write(self->fd, self->map, self->npages, DEVICE));
+		test_failing(_test_cmd_write(self->fd, self->map, self->npages, DEVICE));
 		written = answer.cpages;
 		ASSERT_TRUE(agrees(self->fd));
 		ASSERT_TRUE(cpu_sees(self->map, written, DEVICE));
@@ -7979,18 +7983,16 @@ TEST_FAILING(write)
 
 TEST_FAILING(snapshot)
 {
-	for_each_failure(&self->failing)
-		if (!test_failing(&self->failing,
-				  _test_cmd_snapshot(self->fd, self->map, self->npages)))
+	for_each_failure()
+		if (!test_failing(_test_cmd_snapshot(self->fd, self->map, self->npages)))
 			ASSERT_TRUE(saw(0, self->npages, SEES_WRITE |
 					(variant->b.level ? SEES_PMD : 0)));
 }
 
 TEST_FAILING(to_dev)
 {
-	for_each_failure(&self->failing) {
-		if (!test_failing(&self->failing,
-				  _test_cmd_to_dev(self->fd, self->map, self->npages)))
+	for_each_failure() {
+		if (!test_failing(_test_cmd_to_dev(self->fd, self->map, self->npages)))
 			ASSERT_TRUE(holds(mirror, self->map, self->npages, CPU));
 		test_intact(CPU);
 	}
@@ -7999,10 +8001,9 @@ TEST_FAILING(to_dev)
 
 TEST_FAILING(hole_to_dev)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		test_madvise(self->map, self->npages, MADV_DONTNEED);
-		test_failing(&self->failing,
-			     _test_cmd_to_dev(self->fd, self->map, self->npages));
+		test_failing(_test_cmd_to_dev(self->fd, self->map, self->npages));
 		test_intact(NOBODY);
 	}
 	test_nothing_left();
@@ -8010,10 +8011,9 @@ TEST_FAILING(hole_to_dev)
 
 TEST_FAILING(to_sys)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		test_cmd_to_dev(self->map, self->npages, CPU);
-		test_failing(&self->failing,
-			     _test_cmd_to_sys(self->fd, self->map, self->npages));
+		test_failing(_test_cmd_to_sys(self->fd, self->map, self->npages));
 		test_intact(CPU);
 	}
 	test_nothing_left();
@@ -8022,9 +8022,9 @@ TEST_FAILING(to_sys)
 /* The CPU has no error to return: it tries again. */
 TEST_FAILING(touched)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		test_cmd_to_dev(self->map, self->npages, CPU);
-		test_failing(&self->failing, !cpu_sees(self->map, self->npages, CPU));
+		test_failing(!cpu_sees(self->map, self->npages, CPU));
 		test_intact(CPU);
 	}
 	test_nothing_left();
@@ -8033,20 +8033,33 @@ TEST_FAILING(touched)
 /* A few pages, as each is got by itself. */
 TEST_FAILING(exclusive)
 {
-	for_each_failure(&self->failing) {
-		test_failing(&self->failing, _test_cmd_exclusive(self->fd, self->map, 4));
+	for_each_failure() {
+		test_failing(_test_cmd_exclusive(self->fd, self->map, 4));
 		test_intact(CPU);
 	}
 }
 
 TEST_FAILING(release)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		test_cmd_to_dev(self->map, self->npages, CPU);
-		test_failing(&self->failing, _test_cmd_release(self->fd));
+		test_failing(_test_cmd_release(self->fd));
 		test_intact(CPU);
 	}
 	test_nothing_left();
+}
+
+/*
+ * What libc has the kernel keep up to date is in a page that a fork write-protects.
+ * A process is killed if there is no memory for a copy, just when it is preempted.
+ */
+static void unregister_rseq(void)
+{
+#ifdef RSEQ_SIG
+	char *rseq = (char *)__builtin_thread_pointer() + __rseq_offset;
+
+	syscall(__NR_rseq, rseq, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
+#endif
 }
 
 static pid_t fork_reader(char *map, size_t npages)
@@ -8060,13 +8073,13 @@ static pid_t fork_reader(char *map, size_t npages)
 
 TEST_FAILING(fork)
 {
-	for_each_failure(&self->failing) {
+	unregister_rseq();
+	for_each_failure() {
 		pid_t pid = -1;
 		int status = 0;
 
 		test_cmd_to_dev(self->map, self->npages, CPU);
-		test_failing(&self->failing,
-			     (pid = fork_reader(self->map, self->npages)) < 0);
+		test_failing((pid = fork_reader(self->map, self->npages)) < 0);
 		if (pid > 0)
 			ASSERT_EQ(pid, waitpid(pid, &status, 0));
 		ASSERT_EQ(0, status);
@@ -8077,10 +8090,9 @@ TEST_FAILING(fork)
 
 TEST_FAILING(raw_fault)
 {
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		test_madvise(self->map, self->npages, MADV_DONTNEED);
-		test_failing(&self->failing,
-			     _test_fault(self->fd, self->map, self->npages, self->pfns, 0,
+		test_failing(_test_fault(self->fd, self->map, self->npages, self->pfns, 0,
 					 REQ_WRITE, 0));
 		test_intact(NOBODY);
 	}
@@ -8089,24 +8101,22 @@ TEST_FAILING(raw_fault)
 TEST_FAILING(check)
 {
 	test_cmd_write(self->map, self->npages, DEVICE);
-	for_each_failure(&self->failing) {
+	for_each_failure() {
 		memset(&inside, 0, sizeof(inside));
-		test_failing(&self->failing,
-			     _test_inside(self->fd, HMM_DMIRROR_OP_CHECK, 0));
+		test_failing(_test_inside(self->fd, HMM_DMIRROR_OP_CHECK, 0));
 	}
 }
 
 TEST_FAILING(stats)
 {
-	for_each_failure(&self->failing)
-		test_failing(&self->failing, _test_stats(self->fd));
+	for_each_failure()
+		test_failing(_test_stats(self->fd));
 }
 
 TEST_FAILING(inject)
 {
-	for_each_failure(&self->failing)
-		test_failing(&self->failing,
-			     _test_inject(self->fd, HMM_DMIRROR_POINT_GATE,
+	for_each_failure()
+		test_failing(_test_inject(self->fd, HMM_DMIRROR_POINT_GATE,
 					  HMM_DMIRROR_INJECT_NOTHING, 1));
 }
 
