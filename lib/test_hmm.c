@@ -134,11 +134,14 @@
 #define DMIRROR_BLOCK_ORDER	(PMD_SHIFT - PAGE_SHIFT)
 #define DMIRROR_BLOCK_PAGES	BIT(DMIRROR_BLOCK_ORDER)
 
-/* A coherent device has one chunk. A private one takes more when it needs them. */
+/*
+ * A coherent device has one chunk. A private one takes more when it needs them,
+ * and not so many that a test could not use them up.
+ */
 #define DMIRROR_CHUNK_SIZE	max_t(unsigned long, SZ_256M, PMD_SIZE)
 #define DMIRROR_CHUNK_PAGES	(DMIRROR_CHUNK_SIZE >> PAGE_SHIFT)
 #define DMIRROR_CHUNK_BLOCKS	(DMIRROR_CHUNK_SIZE >> PMD_SHIFT)
-#define DMIRROR_MAX_CHUNKS	16
+#define DMIRROR_MAX_CHUNKS	3
 
 /*
  * A chunk is added, before a migration takes the mmap lock, if there are not as

@@ -7679,6 +7679,51 @@ TEST_F(busy, released)
 }
 
 /*
+ * A private device takes more memory when it needs it, and has enough at last.
+ */
+FIXTURE(used_up)
+{
+	int fd, other;
+	char *map, *mine;
+	size_t npages;
+};
+
+FIXTURE_SETUP(used_up)
+{
+	if (lacks(&thp))
+		SKIP(return, "%s", lacks(&thp));
+	self->fd = test_open(PRIVATE_ONE);
+	self->other = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device has more than can be used up");
+	thp_only(pmd_order());
+	self->npages = pages(MORE_THAN_THERE_IS);
+	ASSERT_TRUE(make_mirror(self->npages));
+	self->map = test_mmap(&thp, self->npages);
+	self->mine = test_mmap(&anon, 1);
+	cpu_writes(self->mine, 1, CPU);
+}
+
+FIXTURE_TEARDOWN_PARENT(used_up)
+{
+	if (thp_available())
+		thp_restore_settings();
+}
+
+/* Down to the last page, for other files, too, until somebody gives some back. */
+TEST_F_TIMEOUT(used_up, private, 120)
+{
+	test_err(ENOMEM, _test_cmd_to_dev_as_far_as_it_goes(self->fd, self->map, self->npages));
+	test_stats();
+	EXPECT_EQ(answer.cpages * psize(), inside.stats.device_bytes);
+	ASSERT_LT(answer.cpages, self->npages);
+	test_err(ENOMEM, _test_cmd_to_dev(self->other, self->mine, 1));
+	test_munmap(self->map, self->npages);
+	ASSERT_TRUE(moves(self->other, self->mine, 1, CPU));
+	ASSERT_TRUE(cpu_sees(self->mine, 1, CPU));
+}
+
+/*
  * Memory runs out: each allocation that a step makes fails in turn, by
  * /proc/thread-self/fail-nth, until it makes no more. It either manages without or
  * says that there is no memory, and what was in memory is there in any case.
