@@ -74,6 +74,13 @@ static struct hmm_oracle oracle_private(softleaf_t leaf, unsigned long addr,
 			    softleaf_is_device_private_write(leaf), size);
 }
 
+/* One marker can say several things. */
+static bool oracle_only_uffd_wp(softleaf_t leaf)
+{
+	return softleaf_is_uffd_wp_marker(leaf) &&
+	       !softleaf_is_guard_marker(leaf) && !softleaf_is_poison_marker(leaf);
+}
+
 static struct hmm_oracle oracle_leaf(softleaf_t leaf, unsigned long addr,
 				     unsigned long size, void *owner)
 {
@@ -84,7 +91,7 @@ static struct hmm_oracle oracle_leaf(softleaf_t leaf, unsigned long addr,
 	if (softleaf_is_device_exclusive(leaf))
 		oracle.exclusive = softleaf_to_page(leaf);
 	else if (!softleaf_is_swap(leaf) && !softleaf_is_migration(leaf) &&
-		 !softleaf_is_uffd_wp_marker(leaf))
+		 !oracle_only_uffd_wp(leaf))
 		return oracle_error;
 	return oracle;
 }
