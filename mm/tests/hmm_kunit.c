@@ -21,6 +21,7 @@
 #include <linux/jiffies.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
+#include <linux/prandom.h>
 #include <linux/sched/mm.h>
 #include <linux/uaccess.h>
 
@@ -35,10 +36,29 @@
 /* What no walk stores: an input that has to be found as it was left. */
 #define HMM_UNTOUCHED	(0x5aUL | HMM_STICKY)
 
+static uint seed;
+module_param(seed, uint, 0644);
+MODULE_PARM_DESC(seed, "of random cases; 0 for a new one each time");
+
 struct hmm_call {
 	const char *name;
 	int (*fault)(struct hmm_range *range);
 	bool locked;
+};
+
+/* Enough for faults to take away what lies before, around and behind them. */
+#define HMM_PLAN_PAGES	64
+
+/**
+ * struct hmm_plan - what else the first fault of a page does
+ * @page: the first page that it takes away
+ * @npages: how many those are
+ * @drop: whether it drops the mmap lock, if it may, before it does its work
+ */
+struct hmm_plan {
+	unsigned long page;
+	unsigned long npages;
+	bool drop;
 };
 
 /**
@@ -55,6 +75,9 @@ struct hmm_call {
  * @file: what is mapped by hmm_map_handler()
  * @handle: decides a fault; NULL maps a new page
  * @faults: how often each page was faulted, in a mapping with a handler
+ * @plan: what faults do besides, for hmm_handle_plan()
+ * @due: how often each page has to be faulted, in all
+ * @sticky: the sticky bits that each element has to have in the end
  * @until: when handlers that fight the walk are to stop, in jiffies
  */
 struct hmm_fixture {
@@ -71,6 +94,9 @@ struct hmm_fixture {
 	vm_fault_t (*handle)(struct hmm_fixture *t, struct vm_fault *vmf,
 			     unsigned long page);
 	unsigned int faults[HMM_PAGES];
+	struct hmm_plan plan[HMM_PLAN_PAGES];
+	unsigned int due[HMM_PLAN_PAGES];
+	unsigned long sticky[HMM_PLAN_PAGES];
 	unsigned long until;
 };
 
@@ -174,6 +200,8 @@ static vm_fault_t hmm_handler_fault(struct vm_fault *vmf)
 	struct hmm_fixture *t = vmf->vma->vm_private_data;
 	unsigned long page = (vmf->address - t->start) >> PAGE_SHIFT;
 
+	/* The walk has let go of the page table. */
+	KUNIT_EXPECT_EQ(t->test, preempt_count(), 0);
 	t->faults[page]++;
 	return t->handle ? t->handle(t, vmf, page) : hmm_handler_map(vmf);
 }
@@ -937,6 +965,99 @@ static void hmm_test_repeated_invalidation(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), HMM_PAGES);
 }
 
+/* A driver that had mapped the page for DMA undoes that when it goes. */
+static void hmm_plan_zap(struct hmm_fixture *t, const struct hmm_plan *plan)
+{
+	unsigned long i;
+
+	for (i = plan->page; i < plan->page + plan->npages; i++) {
+		if (hmm_readable(t, i) && (t->asked[i] & HMM_READ))
+			t->due[i]++;
+		if (!t->call->locked) {
+			t->pfns[i] &= ~HMM_PFN_DMA_MAPPED;
+			t->sticky[i] &= ~HMM_PFN_DMA_MAPPED;
+		}
+	}
+	hmm_zap(t, plan->page, plan->npages);
+}
+
+static vm_fault_t hmm_handle_plan(struct hmm_fixture *t, struct vm_fault *vmf,
+				  unsigned long page)
+{
+	const struct hmm_plan *plan = &t->plan[page];
+
+	if (t->faults[page] == 1 && plan->npages)
+		hmm_plan_zap(t, plan);
+	if (t->faults[page] != 1 || !plan->drop || !(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
+		return hmm_handler_map(vmf);
+	t->due[page]++;
+	mmap_read_unlock(vmf->vma->vm_mm);
+	return VM_FAULT_RETRY;
+}
+
+/* Some pages are there, some are asked for, and some faults disturb others. */
+static void hmm_make_plan(struct hmm_fixture *t, struct rnd_state *rnd)
+{
+	unsigned long i;
+
+	hmm_zap(t, 0, HMM_PLAN_PAGES);
+	hmm_ask(t, 0, HMM_PLAN_PAGES);
+	t->range.pfn_flags_mask = HMM_WRITE;
+	for (i = 0; i < HMM_PLAN_PAGES; i++) {
+		u32 dice = prandom_u32_state(rnd), place = prandom_u32_state(rnd);
+		bool there = !(dice & 3), asked = dice & 4;
+
+		t->pfns[i] = HMM_STICKY | HMM_PFN_ERROR | (asked ? HMM_WRITE : 0);
+		t->sticky[i] = HMM_STICKY;
+		t->due[i] = asked && !there;
+		t->plan[i].page = place % HMM_PLAN_PAGES;
+		t->plan[i].npages = there || dice & 0x70 ? 0 :
+				    min(1 + place / 256 % 8, HMM_PLAN_PAGES - t->plan[i].page);
+		t->plan[i].drop = !(dice & 0x700);
+		if (there)
+			hmm_touch(t, i, 1, true);
+	}
+	memset(t->faults, 0, sizeof(t->faults));
+	memcpy(t->asked, t->pfns, sizeof(t->pfns));
+}
+
+/* All is as the CPU sees it, and nothing was done that did not have to be. */
+static bool hmm_plan_fulfilled(struct hmm_fixture *t, unsigned long i)
+{
+	unsigned long want = hmm_readable(t, i) ? HMM_PFN_VALID | HMM_PFN_WRITE : 0;
+
+	if (t->asked[i] & HMM_READ)
+		want = HMM_PFN_VALID | HMM_PFN_WRITE;
+	return t->faults[i] == t->due[i] && hmm_flags(t, i) == (want | t->sticky[i]);
+}
+
+/*
+ * However the lock is dropped and the range invalidated: each page is faulted
+ * once, once more for each time that it was taken away or waited for, and not
+ * at all if it was not asked for.
+ */
+static void hmm_test_random_restarts(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	u32 used = seed ?: get_random_u32();
+	struct rnd_state rnd;
+	unsigned long i, n;
+
+	prandom_seed_state(&rnd, used);
+	hmm_map_handler(t);
+	for (n = 0; n < 500; n++) {
+		t->handle = NULL;
+		hmm_make_plan(t, &rnd);
+		t->handle = hmm_handle_plan;
+		KUNIT_ASSERT_EQ_MSG(test, hmm_answer_retry(t), 0, "seed %u, walk %lu", used, n);
+		for (i = 0; i < HMM_PLAN_PAGES; i++)
+			KUNIT_ASSERT_TRUE_MSG(test, hmm_plan_fulfilled(t, i),
+					      "seed %u, walk %lu, page %lu: %#lx became %#lx, %u faults, not %u",
+					      used, n, i, t->asked[i], t->pfns[i],
+					      t->faults[i], t->due[i]);
+	}
+}
+
 /* Pages 0 and 1 take each other away, for as long as t->until. */
 static vm_fault_t hmm_handle_storm(struct hmm_fixture *t, struct vm_fault *vmf,
 				   unsigned long page)
@@ -1065,6 +1186,7 @@ static struct kunit_case hmm_test_cases[] = {
 	HMM_CASE(restart_keeps_requests),
 	HMM_CASE(dropped_lock),
 	HMM_CASE(repeated_invalidation),
+	HMM_CASE(random_restarts),
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 	HMM_CASE(huge_request_inside),
 	HMM_CASE(huge_fault_inside),
