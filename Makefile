@@ -2,7 +2,8 @@
 #: HMM for Linux 7.3
 #:
 #:   make run      build the kernel with this HMM, boot it, run its kselftests
-#:   make test     all tests: checks, KUnit (User Mode Linux and VM), kselftests
+#:   make test     all tests: checks, KUnit (User Mode Linux and VM), kselftests;
+#:                 in the VM on a kernel that checks itself, too (see DEBUG)
 #:   make check    checkpatch, W=1, sparse and kernel-doc over the patch
 #:   make shell    an interactive shell in the virtual machine
 #:   make vm CMD='…' [FILES='a b']
