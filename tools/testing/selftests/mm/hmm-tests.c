@@ -5575,6 +5575,22 @@ static long ms_since(const struct timespec *began)
 	       (now.tv_nsec - began->tv_nsec) / 1000000;
 }
 
+/* Whoever waits for a test goes on by himself after a minute: not at once. */
+static bool was_at_once(const struct timespec *began)
+{
+	return ms_since(began) < 30000;
+}
+
+static bool killed_at_once(pid_t pid)
+{
+	struct timespec began;
+	int status;
+
+	clock_gettime(CLOCK_MONOTONIC, &began);
+	return !kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid &&
+	       WIFSIGNALED(status) && was_at_once(&began);
+}
+
 /* Each of the gate's two pages goes when the other one comes. */
 TEST_F(raw, invalidated_for_too_long)
 {
@@ -5851,7 +5867,6 @@ TEST_F(race, migrate)
 /* Whoever is killed while he waits is gone at once, and leaves no lock behind. */
 TEST_F(race, kill)
 {
-	int status;
 	pid_t pid;
 
 	test_inject(GATE, DROP_AND_WAIT, 1);
@@ -5863,9 +5878,7 @@ TEST_F(race, kill)
 		_exit(KSFT_FAIL);
 	}
 	test_await(GATE);
-	ASSERT_EQ(0, kill(pid, SIGKILL));
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	EXPECT_TRUE(WIFSIGNALED(status));
+	ASSERT_TRUE(killed_at_once(pid));
 	test_cmd_write(self->map, GATE, DEVICE);
 	test_munmap(self->map, NPAGES);
 }
@@ -6003,7 +6016,6 @@ TEST_F(race, discard_in_use)
 /* Whoever holds the mmap lock when he is killed does not take it with him. */
 TEST_F(race, kill_with_lock_held)
 {
-	int status;
 	pid_t pid;
 
 	test_inject(GATE, WAIT, 1);
@@ -6015,9 +6027,7 @@ TEST_F(race, kill_with_lock_held)
 		_exit(KSFT_FAIL);
 	}
 	test_await(GATE);
-	ASSERT_EQ(0, kill(pid, SIGKILL));
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	EXPECT_TRUE(WIFSIGNALED(status));
+	ASSERT_TRUE(killed_at_once(pid));
 	test_cmd_write(self->map, GATE, DEVICE);
 	test_munmap(self->map, NPAGES);
 }
@@ -6025,9 +6035,11 @@ TEST_F(race, kill_with_lock_held)
 /* A process can exit while a thread of it is on its way. */
 TEST_F(race, exit)
 {
+	struct timespec began;
 	int status;
 	pid_t pid;
 
+	clock_gettime(CLOCK_MONOTONIC, &began);
 	test_inject(GATE, DROP_AND_WAIT, 1);
 	pid = fork();
 	ASSERT_GE(pid, 0);
@@ -6038,6 +6050,7 @@ TEST_F(race, exit)
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_TRUE(WIFEXITED(status) && !WEXITSTATUS(status));
+	EXPECT_TRUE(was_at_once(&began));
 	test_cmd_write(self->map, GATE, DEVICE);
 	test_munmap(self->map, NPAGES);
 }
@@ -7040,14 +7053,6 @@ static void *run_locked_visit(void *arg)
 	test_err_access(EFAULT, self->map, 1);					\
 })
 
-static bool is_killed(pid_t pid)
-{
-	int status;
-
-	return !kill(pid, SIGKILL) && waitpid(pid, &status, 0) == pid &&
-	       WIFSIGNALED(status);
-}
-
 /* The memory stays as long as somebody is in it. */
 TEST_F(dying, exits)
 {
@@ -7062,7 +7067,7 @@ TEST_F(dying, exits)
 TEST_F(dying, killed)
 {
 	test_visit_begin(GATE, DROP_AND_WAIT, run_visit);
-	ASSERT_TRUE(is_killed(self->pid));
+	ASSERT_TRUE(killed_at_once(self->pid));
 	test_visit_end(GATE, 0);
 	ASSERT_TRUE(flagged(self->pfns, 0, GATE, OUT_FLAGS, OUT_WRITE));
 	test_dead();
@@ -7086,7 +7091,7 @@ TEST_F(dying, exits_on_its_way)
 TEST_F(dying, killed_on_its_way)
 {
 	test_own_visit_begin();
-	ASSERT_TRUE(is_killed(self->pid));
+	ASSERT_TRUE(killed_at_once(self->pid));
 	test_dead();
 }
 
@@ -7519,7 +7524,6 @@ TEST_F(steps, close)
 /* A migration that is killed leaves everything in its place. */
 TEST_F(steps, kill)
 {
-	int status;
 	pid_t pid;
 
 	ASSERT_EQ(0, _test_inject(self->fd, variant->point, HMM_DMIRROR_INJECT_WAIT, 1));
@@ -7530,9 +7534,7 @@ TEST_F(steps, kill)
 		_exit(KSFT_FAIL);
 	}
 	ASSERT_EQ(0, _test_await(self->fd, variant->point));
-	ASSERT_EQ(0, kill(pid, SIGKILL));
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	EXPECT_TRUE(WIFSIGNALED(status));
+	ASSERT_TRUE(killed_at_once(pid));
 	test_cmd_read(self->map, self->npages, CPU);
 	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
 	test_munmap(self->map, self->npages);
