@@ -19,6 +19,7 @@
 #include <linux/hmm.h>
 #include <linux/huge_mm.h>
 #include <linux/jiffies.h>
+#include <linux/lockdep.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
 #include <linux/prandom.h>
@@ -79,6 +80,8 @@ struct hmm_plan {
  * @due: how often each page has to be faulted, in all
  * @sticky: the sticky bits that each element has to have in the end
  * @until: when handlers that fight the walk are to stop, in jiffies
+ * @asking: the call is running
+ * @locks: how many locks were held when it began
  */
 struct hmm_fixture {
 	struct kunit *test;
@@ -98,28 +101,49 @@ struct hmm_fixture {
 	unsigned int due[HMM_PLAN_PAGES];
 	unsigned long sticky[HMM_PLAN_PAGES];
 	unsigned long until;
+	bool asking;
+	int locks;
 };
 
 /* The two calls */
 
+/* Faults look at this, to see what the walk holds. */
+static void hmm_begin(struct hmm_fixture *t)
+{
+	t->locks = lockdep_depth(current);
+	t->asking = true;
+}
+
+/* The call gives back the locks that it takes, but that of the caller. */
+static void hmm_end(struct hmm_fixture *t)
+{
+	t->asking = false;
+	KUNIT_EXPECT_EQ(t->test, lockdep_depth(current), t->locks);
+}
+
 static int hmm_call_locked(struct hmm_range *range)
 {
+	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
 	struct mm_struct *mm = range->notifier->mm;
 	int ret;
 
+	hmm_begin(t);
 	mmap_read_lock(mm);
 	ret = hmm_range_fault(range);
 	mmap_read_unlock(mm);
+	hmm_end(t);
 	return ret;
 }
 
-/* The call gives back the lock and the user of the mm that it takes. */
+/* The user of the mm is given back, too. */
 static int hmm_call_timeout(struct hmm_range *range, unsigned long timeout)
 {
 	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
 	int ret, users = atomic_read(&t->mm->mm_users);
 
+	hmm_begin(t);
 	ret = hmm_range_fault_unlocked_timeout(range, timeout);
+	hmm_end(t);
 
 	KUNIT_EXPECT_EQ(t->test, atomic_read(&t->mm->mm_users), users);
 	KUNIT_EXPECT_FALSE(t->test, rwsem_is_locked(&t->mm->mmap_lock));
@@ -195,13 +219,22 @@ static vm_fault_t hmm_handler_map(struct vm_fault *vmf)
 	return vmf->page ? 0 : VM_FAULT_OOM;
 }
 
+/* The walk holds no lock across a fault but the one that faults need. */
+static void hmm_expect_only_mmap_lock(struct hmm_fixture *t)
+{
+	might_sleep();
+	KUNIT_EXPECT_EQ(t->test, preempt_count(), 0);
+	if (t->asking && debug_locks)
+		KUNIT_EXPECT_EQ(t->test, lockdep_depth(current),
+				t->locks + IS_ENABLED(CONFIG_LOCKDEP));
+}
+
 static vm_fault_t hmm_handler_fault(struct vm_fault *vmf)
 {
 	struct hmm_fixture *t = vmf->vma->vm_private_data;
 	unsigned long page = (vmf->address - t->start) >> PAGE_SHIFT;
 
-	/* The walk has let go of the page table. */
-	KUNIT_EXPECT_EQ(t->test, preempt_count(), 0);
+	hmm_expect_only_mmap_lock(t);
 	t->faults[page]++;
 	return t->handle ? t->handle(t, vmf, page) : hmm_handler_map(vmf);
 }
