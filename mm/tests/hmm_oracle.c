@@ -209,4 +209,4 @@ struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
 	folio_walk_end(&fw, vma);
 	return oracle;
 }
-EXPORT_SYMBOL_FOR_MODULES(hmm_oracle, "test_hmm,hmm_walk_kunit");
+EXPORT_SYMBOL_FOR_MODULES(hmm_oracle, "test_hmm,hmm_walk_test");

@@ -128,7 +128,7 @@ static const struct hmm_ref_row hmm_ref_refused = {
 	"refused", { _E, _EF, _EF }
 };
 
-static const char * const hmm_ref_vma_names[REF_VMAS] = {
+static const char * const hmm_ref_vma_names[REF_VMAS] __maybe_unused = {
 	[REF_VMA_WRITABLE]	= "writable VMA",
 	[REF_VMA_READ_ONLY]	= "read-only VMA",
 	[REF_VMA_MIXED]		= "mixed VMA",
@@ -138,7 +138,7 @@ static const char * const hmm_ref_vma_names[REF_VMAS] = {
 	[REF_VMA_NO_READ]	= "no-access VMA",
 };
 
-static const char * const hmm_ref_request_names[REF_REQUESTS] = {
+static const char * const hmm_ref_request_names[REF_REQUESTS] __maybe_unused = {
 	[REF_NOTHING]	= "nothing",
 	[REF_READ]	= "read",
 	[REF_WRITE]	= "write",

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * An address space to ask HMM about, as a driver would
+ */
+#include <kunit/resource.h>
+#include <kunit/test.h>
+#include <linux/anon_inodes.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/hmm.h>
+#include <linux/lockdep.h>
+#include <linux/mman.h>
+#include <linux/mmu_notifier.h>
+#include <linux/sched/mm.h>
+#include <linux/uaccess.h>
+
+#include "hmm_fixture.h"
+
+/* The two calls */
+
+/* Faults look at this, to see what the walk holds. */
+static void hmm_begin(struct hmm_fixture *t)
+{
+	t->locks = lockdep_depth(current);
+	t->asking = true;
+}
+
+/* The call gives back the locks that it takes, but that of the caller. */
+static void hmm_end(struct hmm_fixture *t)
+{
+	t->asking = false;
+	KUNIT_EXPECT_EQ(t->test, lockdep_depth(current), t->locks);
+}
+
+static int hmm_call_locked(struct hmm_range *range)
+{
+	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
+	struct mm_struct *mm = range->notifier->mm;
+	int ret;
+
+	hmm_begin(t);
+	mmap_read_lock(mm);
+	ret = hmm_range_fault(range);
+	mmap_read_unlock(mm);
+	hmm_end(t);
+	return ret;
+}
+
+/* The user of the mm is given back, too. */
+int hmm_call_timeout(struct hmm_range *range, unsigned long timeout)
+{
+	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
+	int ret, users = atomic_read(&t->mm->mm_users);
+
+	hmm_begin(t);
+	ret = hmm_range_fault_unlocked_timeout(range, timeout);
+	hmm_end(t);
+
+	KUNIT_EXPECT_EQ(t->test, atomic_read(&t->mm->mm_users), users);
+	KUNIT_EXPECT_FALSE(t->test, rwsem_is_locked(&t->mm->mmap_lock));
+	return ret;
+}
+
+static int hmm_call_unlocked(struct hmm_range *range)
+{
+	return hmm_call_timeout(range, 0);
+}
+
+const struct hmm_call hmm_calls[] = {
+	[HMM_CALL_LOCKED] = { "locked", hmm_call_locked, true },
+	[HMM_CALL_UNLOCKED] = { "unlocked", hmm_call_unlocked, false },
+};
+
+const void *hmm_call_gen_params(struct kunit *test, const void *prev, char *desc)
+{
+	const struct hmm_call *next = prev ? (const struct hmm_call *)prev + 1 : hmm_calls;
+
+	if (next == hmm_calls + ARRAY_SIZE(hmm_calls))
+		return NULL;
+	strscpy(desc, next->name, KUNIT_PARAM_DESC_SIZE);
+	return next;
+}
+
+/* The notifier */
+
+static bool hmm_test_invalidate(struct mmu_interval_notifier *notifier,
+				const struct mmu_notifier_range *range,
+				unsigned long seq)
+{
+	struct hmm_fixture *t = container_of(notifier, struct hmm_fixture, notifier);
+
+	mmu_interval_set_seq(notifier, seq);
+	t->invalidations++;
+	return true;
+}
+
+static const struct mmu_interval_notifier_ops hmm_test_notifier_ops = {
+	.invalidate = hmm_test_invalidate,
+};
+
+/* Mappings */
+
+static void hmm_watch(struct hmm_fixture *t)
+{
+	int ret;
+
+	KUNIT_ASSERT_GE(t->test, t->start, PAGE_SIZE);
+	ret = mmu_interval_notifier_insert(&t->notifier, t->mm, t->start - PAGE_SIZE,
+					   HMM_SIZE + 2 * PAGE_SIZE,
+					   &hmm_test_notifier_ops);
+	KUNIT_ASSERT_EQ(t->test, ret, 0);
+}
+
+static void hmm_map(struct hmm_fixture *t, struct file *file, unsigned long prot,
+		    unsigned long flags)
+{
+	t->start = kunit_vm_mmap(t->test, file, 0, HMM_SIZE, prot, flags, 0);
+	KUNIT_ASSERT_FALSE(t->test, !t->start || IS_ERR_VALUE(t->start));
+	t->mm = current->mm;
+	hmm_watch(t);
+}
+
+void hmm_map_anon(struct hmm_fixture *t, unsigned long prot)
+{
+	hmm_map(t, NULL, prot, MAP_PRIVATE | MAP_ANONYMOUS);
+}
+
+vm_fault_t hmm_handler_map(struct vm_fault *vmf)
+{
+	vmf->page = alloc_page(GFP_HIGHUSER | __GFP_ZERO);
+	return vmf->page ? 0 : VM_FAULT_OOM;
+}
+
+/* The walk holds no lock across a fault but the one that faults need. */
+static void hmm_expect_only_mmap_lock(struct hmm_fixture *t)
+{
+	might_sleep();
+	KUNIT_EXPECT_EQ(t->test, preempt_count(), 0);
+	if (t->asking && debug_locks)
+		KUNIT_EXPECT_EQ(t->test, lockdep_depth(current),
+				t->locks + IS_ENABLED(CONFIG_LOCKDEP));
+}
+
+static vm_fault_t hmm_handler_fault(struct vm_fault *vmf)
+{
+	struct hmm_fixture *t = vmf->vma->vm_private_data;
+	unsigned long page = (vmf->address - t->start) >> PAGE_SHIFT;
+
+	hmm_expect_only_mmap_lock(t);
+	t->faults[page]++;
+	return t->handle ? t->handle(t, vmf, page) : hmm_handler_map(vmf);
+}
+
+static const struct vm_operations_struct hmm_handler_vm_ops = {
+	.fault = hmm_handler_fault,
+};
+
+static int hmm_handler_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	vma->vm_ops = &hmm_handler_vm_ops;
+	vma->vm_private_data = file->private_data;
+	return 0;
+}
+
+static const struct file_operations hmm_handler_fops = {
+	.mmap = hmm_handler_mmap,
+};
+
+/* Map memory whose faults @t->handle decides and @t->faults counts. */
+void hmm_map_handler(struct hmm_fixture *t)
+{
+	struct file *file;
+
+	file = anon_inode_create_getfile("[hmm_kunit]", &hmm_handler_fops, t,
+					 O_RDWR, NULL);
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(t->test, file);
+	t->file = file;
+	hmm_map(t, file, PROT_READ | PROT_WRITE, MAP_SHARED);
+}
+
+/* Take pages out of a mapping with a handler, as a truncation would. */
+void hmm_zap(struct hmm_fixture *t, unsigned long page, unsigned long npages)
+{
+	unmap_mapping_range(t->file->f_mapping, (loff_t)page << PAGE_SHIFT,
+			    (loff_t)npages << PAGE_SHIFT, 1);
+}
+
+/* What the CPU sees */
+
+bool hmm_readable(const struct hmm_fixture *t, unsigned long page)
+{
+	const void __user *from = (void __user *)hmm_addr(t, page);
+	char byte;
+
+	return !copy_from_user_nofault(&byte, from, sizeof(byte));
+}
+
+bool hmm_writable(const struct hmm_fixture *t, unsigned long page)
+{
+	void __user *to = (void __user *)hmm_addr(t, page);
+	char byte = 0;
+
+	return !copy_to_user_nofault(to, &byte, sizeof(byte));
+}
+
+unsigned long hmm_count(const struct hmm_fixture *t,
+			bool (*is)(const struct hmm_fixture *t, unsigned long page))
+{
+	unsigned long page, count = 0;
+
+	for (page = 0; page < HMM_PAGES; page++)
+		count += is(t, page);
+	return count;
+}
+
+/* Have the CPU write, or only read, each page of [@page, @page + @npages). */
+void hmm_touch(struct hmm_fixture *t, unsigned long page, unsigned long npages,
+	       bool write)
+{
+	unsigned long end = page + npages;
+	char byte = 0;
+
+	for (; page < end; page++) {
+		void __user *at = (void __user *)hmm_addr(t, page);
+		unsigned long left;
+
+		left = write ? copy_to_user(at, &byte, 1) : copy_from_user(&byte, at, 1);
+		KUNIT_ASSERT_EQ(t->test, left, 0);
+	}
+}
+
+struct page *hmm_cpu_page(struct hmm_fixture *t, unsigned long page)
+{
+	struct page *found;
+
+	KUNIT_ASSERT_EQ(t->test, 1, get_user_pages_unlocked(hmm_addr(t, page), 1, &found, 0));
+	put_page(found);
+	return found;
+}
+
+/* Asking */
+
+/* Prepare to ask for @npages pages from @page on, with elements of zero. */
+void hmm_ask(struct hmm_fixture *t, unsigned long page, unsigned long npages)
+{
+	memset(t->pfns, 0, sizeof(t->pfns));
+	t->range = (struct hmm_range) {
+		.notifier	= &t->notifier,
+		.start		= hmm_addr(t, page),
+		.end		= hmm_addr(t, page + npages),
+		.hmm_pfns	= t->pfns,
+	};
+}
+
+int hmm_answer(struct hmm_fixture *t)
+{
+	t->range.notifier_seq = mmu_interval_read_begin(&t->notifier);
+	return t->call->fault(&t->range);
+}
+
+/*
+ * As a driver does: start over, with the requests filled in again, for as long
+ * as the range is invalidated.
+ */
+int hmm_answer_retry(struct hmm_fixture *t)
+{
+	int ret, tries = 0;
+
+	memcpy(t->asked, t->pfns, sizeof(t->pfns));
+	do {
+		memcpy(t->pfns, t->asked, sizeof(t->pfns));
+		ret = hmm_answer(t);
+	} while (ret == -EBUSY && ++tries < 10);
+	return ret;
+}
+
+/* Ask for all of the mapping with one request. */
+int hmm_request_all(struct hmm_fixture *t, unsigned long request)
+{
+	hmm_ask(t, 0, HMM_PAGES);
+	t->range.default_flags = request;
+	return hmm_answer_retry(t);
+}
+
+void hmm_expect_flags(struct hmm_fixture *t, unsigned long i, unsigned long n,
+		      unsigned long flags)
+{
+	unsigned long end = i + n;
+
+	for (; i < end; i++)
+		if (hmm_flags(t, i) != flags)
+			break;
+	KUNIT_EXPECT_EQ_MSG(t->test, i, end, "element %lu is %#lx, not %#lx", i,
+			    t->pfns[i], flags);
+}
+
+int hmm_test_init(struct kunit *test)
+{
+	struct hmm_fixture *t = kunit_kzalloc(test, sizeof(*t), GFP_KERNEL);
+
+	if (!t)
+		return -ENOMEM;
+	t->test = test;
+	t->call = test->param_value;
+	test->priv = t;
+	return 0;
+}
+
+void hmm_test_exit(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	if (!t)
+		return;
+	if (t->notifier.mm)
+		mmu_interval_notifier_remove(&t->notifier);
+	if (t->file)
+		fput(t->file);
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * An address space to ask HMM about, as a driver would
+ *
+ * What becomes of the memory is seen as the CPU sees it, by accesses that do
+ * not fault, or counted by a fault handler of the test's own.
+ */
+#ifndef _MM_TESTS_HMM_FIXTURE_H
+#define _MM_TESTS_HMM_FIXTURE_H
+
+#include <kunit/test.h>
+#include <linux/hmm.h>
+#include <linux/mmu_notifier.h>
+
+/* More than one page table, wherever the mapping begins. */
+#define HMM_PAGES	1024
+#define HMM_SIZE	(HMM_PAGES << PAGE_SHIFT)
+
+#define HMM_READ	HMM_PFN_REQ_FAULT
+#define HMM_WRITE	(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
+#define HMM_STICKY	(HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA | HMM_PFN_P2PDMA_BUS)
+
+/* What no walk stores: an input that has to be found as it was left. */
+#define HMM_UNTOUCHED	(0x5aUL | HMM_STICKY)
+
+struct hmm_call {
+	const char *name;
+	int (*fault)(struct hmm_range *range);
+	bool locked;
+};
+
+/* Enough for faults to take away what lies before, around and behind them. */
+#define HMM_PLAN_PAGES	64
+
+/**
+ * struct hmm_plan - what else the first fault of a page does
+ * @page: the first page that it takes away
+ * @npages: how many those are
+ * @drop: whether it drops the mmap lock, if it may, before it does its work
+ */
+struct hmm_plan {
+	unsigned long page;
+	unsigned long npages;
+	bool drop;
+};
+
+/**
+ * struct hmm_fixture - what a case works with
+ * @test: the running test
+ * @call: which of the two calls is tested
+ * @mm: the address space, the test thread's own
+ * @notifier: covers the mapping, and the page before and after it
+ * @invalidations: how often @notifier was told
+ * @start: where the mapping begins
+ * @range: what is handed to the call
+ * @pfns: its elements
+ * @asked: what they were before the call, to ask again
+ * @file: what is mapped by hmm_map_handler()
+ * @handle: decides a fault; NULL maps a new page
+ * @faults: how often each page was faulted, in a mapping with a handler
+ * @plan: what faults do besides, for hmm_handle_plan()
+ * @due: how often each page has to be faulted, in all
+ * @sticky: the sticky bits that each element has to have in the end
+ * @until: when handlers that fight the walk are to stop, in jiffies
+ * @asking: the call is running
+ * @locks: how many locks were held when it began
+ */
+struct hmm_fixture {
+	struct kunit *test;
+	const struct hmm_call *call;
+	struct mm_struct *mm;
+	struct mmu_interval_notifier notifier;
+	unsigned int invalidations;
+	unsigned long start;
+	struct hmm_range range;
+	unsigned long pfns[HMM_PAGES];
+	unsigned long asked[HMM_PAGES];
+	struct file *file;
+	vm_fault_t (*handle)(struct hmm_fixture *t, struct vm_fault *vmf,
+			     unsigned long page);
+	unsigned int faults[HMM_PAGES];
+	struct hmm_plan plan[HMM_PLAN_PAGES];
+	unsigned int due[HMM_PLAN_PAGES];
+	unsigned long sticky[HMM_PLAN_PAGES];
+	unsigned long until;
+	bool asking;
+	int locks;
+};
+
+static inline unsigned long hmm_addr(const struct hmm_fixture *t, unsigned long page)
+{
+	return t->start + (page << PAGE_SHIFT);
+}
+
+static inline unsigned long hmm_flags(const struct hmm_fixture *t, unsigned long i)
+{
+	return t->pfns[i] & HMM_PFN_FLAGS;
+}
+
+/* The two calls */
+enum { HMM_CALL_LOCKED, HMM_CALL_UNLOCKED };
+
+extern const struct hmm_call hmm_calls[2];
+
+const void *hmm_call_gen_params(struct kunit *test, const void *prev, char *desc);
+int hmm_call_timeout(struct hmm_range *range, unsigned long timeout);
+
+/* Mappings */
+void hmm_map_anon(struct hmm_fixture *t, unsigned long prot);
+vm_fault_t hmm_handler_map(struct vm_fault *vmf);
+void hmm_map_handler(struct hmm_fixture *t);
+void hmm_zap(struct hmm_fixture *t, unsigned long page, unsigned long npages);
+
+/* What the CPU sees */
+bool hmm_readable(const struct hmm_fixture *t, unsigned long page);
+bool hmm_writable(const struct hmm_fixture *t, unsigned long page);
+unsigned long hmm_count(const struct hmm_fixture *t,
+			bool (*is)(const struct hmm_fixture *t, unsigned long page));
+void hmm_touch(struct hmm_fixture *t, unsigned long page, unsigned long npages,
+	       bool write);
+struct page *hmm_cpu_page(struct hmm_fixture *t, unsigned long page);
+
+/* Asking */
+void hmm_ask(struct hmm_fixture *t, unsigned long page, unsigned long npages);
+int hmm_answer(struct hmm_fixture *t);
+int hmm_answer_retry(struct hmm_fixture *t);
+int hmm_request_all(struct hmm_fixture *t, unsigned long request);
+void hmm_expect_flags(struct hmm_fixture *t, unsigned long i, unsigned long n,
+		      unsigned long flags);
+
+/* For the suites */
+int hmm_test_init(struct kunit *test);
+void hmm_test_exit(struct kunit *test);
+
+/* A case that runs with both calls. */
+#define HMM_CASE(name)	KUNIT_CASE_PARAM(hmm_test_##name, hmm_call_gen_params)
+
+#endif

@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * KUnit tests of hmm_range_fault(): large entries, against a reference
+ *
+ * The rows that a PMD, a PUD or a hugetlb page can have, for ranges that begin
+ * and end in different places of the page, and ask for one of its pages or for
+ * all. What is stored is compared with the table in hmm_reference.h, and with
+ * what hmm_oracle() finds.
+ */
+#include <kunit/resource.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/hmm.h>
+#include <linux/mman.h>
+#include <linux/mount.h>
+#include <linux/uaccess.h>
+
+#include "hmm_oracle.h"
+#include "hmm_world.h"
+
+#define HMM_HUGE_ORDER	((unsigned long)PMD_ORDER << HMM_PFN_ORDER_SHIFT)
+
+struct hmm_slice {
+	long first;
+	long n;
+	bool all;
+};
+
+static const struct hmm_slice hmm_slices[] = {
+	{ 0, HPAGE_PMD_NR, true },
+	{ 100, 300, true },
+	{ HPAGE_PMD_NR - 1, 1, true },
+	{ -1, HPAGE_PMD_NR + 2, false },
+};
+
+struct hmm_leaf_case {
+	const struct hmm_row *row;
+	const struct hmm_slice *slice;
+	long asked;
+	bool all;
+	bool locked;
+};
+
+static bool hmm_leaf_possible(const struct hmm_row *row)
+{
+	switch (row->entry) {
+	case REF_EMPTY:
+	case REF_WRITABLE:
+	case REF_READ_ONLY:
+	case REF_ZERO:
+		return row->vma == REF_VMA_WRITABLE || row->vma == REF_VMA_READ_ONLY;
+	case REF_PROTNONE:
+	case REF_MIGRATION_READ:
+	case REF_MIGRATION_EXCLUSIVE:
+	case REF_MIGRATION_WRITE:
+	case REF_PRIVATE_WRITE:
+	case REF_PRIVATE_READ:
+	case REF_PRIVATE_OTHER:
+		return (row->vma == REF_VMA_WRITABLE || row->vma == REF_VMA_READ_ONLY) &&
+		       hmm_world_possible(row->vma, row->entry);
+	case REF_SPECIAL:
+		return row->vma == REF_VMA_MIXED;
+	default:
+		return false;
+	}
+}
+
+static const void *hmm_leaf_gen_params(struct kunit *test, const void *prev, char *desc)
+{
+	static struct hmm_row row;
+
+	return hmm_world_row_gen(&row, prev, desc, hmm_leaf_possible);
+}
+
+/* One VMA around a huge page, with nothing else in it. */
+static bool hmm_map_leaf(struct hmm_world *w, vm_flags_t flags)
+{
+	unsigned long start = w->base - PMD_SIZE;
+
+	if (vm_mmap(NULL, start, 3 * PMD_SIZE, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, 0) != start)
+		return false;
+	hmm_world_change_vma(w, flags | VM_HUGEPAGE);
+	/* Have a table for the PMD, below which there is nothing. */
+	return !apply_to_page_range(w->mm, start, PAGE_SIZE, NULL, NULL);
+}
+
+static bool hmm_touch_leaf(struct hmm_world *w, enum hmm_ref_entry entry)
+{
+	void __user *at = (void __user *)w->base;
+	unsigned long left;
+	char byte = 0;
+
+	if (entry == REF_EMPTY || entry == REF_SPECIAL)
+		return true;
+	left = entry == REF_ZERO ? copy_from_user(&byte, at, 1) : copy_to_user(at, &byte, 1);
+	return !left && pmd_trans_huge(pmdp_get(hmm_pmd(w->mm, w->base)));
+}
+
+static bool hmm_build_leaf(struct hmm_world *w, const struct hmm_row *row)
+{
+	if (!hmm_map_leaf(w, VM_READ | VM_WRITE) || !hmm_touch_leaf(w, row->entry))
+		return false;
+	hmm_world_plant_leaf(w, row->entry);
+	hmm_world_change_vma(w, hmm_world_vma_flags(row->vma));
+	return true;
+}
+
+static void hmm_tear_down_leaf(struct hmm_world *w)
+{
+	hmm_world_unplant_leaf(w);
+	hmm_world_change_vma(w, VM_READ | VM_WRITE);
+	vm_munmap(w->base - PMD_SIZE, 3 * PMD_SIZE);
+}
+
+static int hmm_ask_leaf(struct hmm_world *w, const struct hmm_leaf_case *c)
+{
+	unsigned long faults = hmm_world_faults(), request = hmm_request_flags(c->row->request);
+	const struct hmm_slice *slice = c->slice;
+	int ret, tries = 0;
+
+	w->stop = false;
+	if (w->leaf.folio)
+		schedule_work(&w->mover);
+	do {
+		memset_l(w->leaf.pfns, HMM_STICKY, HPAGE_PMD_NR + 2);
+		w->leaf.pfns[c->asked] |= c->all ? 0 : request;
+		w->range = (struct hmm_range) {
+			.notifier	= &w->notifier,
+			.start		= w->base + slice->first * (long)PAGE_SIZE,
+			.end		= w->base + (slice->first + slice->n) * (long)PAGE_SIZE,
+			.hmm_pfns	= w->leaf.pfns,
+			.default_flags	= c->all ? request : 0,
+			.pfn_flags_mask	= HMM_WRITE,
+			.dev_private_owner = hmm_world_owner(),
+		};
+		ret = hmm_world_call(w, c->locked);
+	} while (ret == -EBUSY && c->locked && ++tries < 3);
+	w->faults = hmm_world_faults() - faults;
+	WRITE_ONCE(w->stop, true);
+	flush_work(&w->mover);
+	return ret;
+}
+
+/* What is stored for the @i-th element, all being well. */
+static bool hmm_check_leaf_output(struct hmm_world *w, const struct hmm_leaf_case *c,
+				  enum hmm_ref_answer answer, long i)
+{
+	unsigned long out = w->leaf.pfns[i] & ~HMM_STICKY, want = hmm_ref_output(answer);
+	unsigned long *first = &w->leaf.pfns[max(0, -c->slice->first)];
+	long page = c->slice->first + i;
+
+	if (!(w->leaf.pfns[i] & HMM_STICKY))
+		return hmm_wrong(w, "page %ld: sticky bits lost", page);
+	if (page < 0 || page >= HPAGE_PMD_NR)
+		return !out || hmm_wrong(w, "page %ld: stored %#lx outside", page, out);
+	if (want & HMM_PFN_VALID)
+		want |= HMM_HUGE_ORDER;
+	if (answer != REF_FAULT && (out & HMM_PFN_FLAGS) != want)
+		return hmm_wrong(w, "page %ld: stored %#lx, not %#lx", page, out, want);
+	want = HMM_PFN_VALID | HMM_HUGE_ORDER | hmm_request_flags(c->row->request);
+	if (answer == REF_FAULT && (out & want) != want)
+		return hmm_wrong(w, "page %ld: stored %#lx after a fault", page, out);
+	if (c->row->entry == REF_EMPTY && (out & ~want & HMM_PFN_WRITE))
+		return hmm_wrong(w, "page %ld: faulted for write", page);
+	want = *first & ~HMM_STICKY;
+	if (want & HMM_PFN_VALID)
+		want += &w->leaf.pfns[i] - first;
+	return out == want || hmm_wrong(w, "page %ld: stored %#lx after %#lx", page, out, *first);
+}
+
+/* Before the page that cannot be had, elements may be outputs or not. */
+static bool hmm_check_leaf_error(struct hmm_world *w, const struct hmm_leaf_case *c, long i)
+{
+	unsigned long in = HMM_STICKY, now = w->leaf.pfns[i];
+
+	if (!c->all && i == c->asked)
+		in |= hmm_request_flags(c->row->request);
+	if (now == in || (i < c->asked && !c->all && (now & HMM_STICKY) == HMM_STICKY))
+		return true;
+	return hmm_wrong(w, "element %ld: %#lx became %#lx behind the cursor", i, in, now);
+}
+
+static bool hmm_check_leaf_oracle(struct hmm_world *w, const struct hmm_leaf_case *c, long i)
+{
+	unsigned long addr = w->range.start + (i << PAGE_SHIFT), want;
+
+	mmap_read_lock(w->mm);
+	want = hmm_oracle(w->mm, addr, w->range.dev_private_owner).out;
+	mmap_read_unlock(w->mm);
+	return (w->leaf.pfns[i] & ~HMM_STICKY) == want ||
+	       hmm_wrong(w, "element %ld: stored %#lx, and there is %#lx", i,
+			 w->leaf.pfns[i], want);
+}
+
+static bool hmm_check_leaf(struct hmm_world *w, const struct hmm_leaf_case *c, int ret)
+{
+	enum hmm_ref_answer answer;
+	bool right = true;
+	int want = 0;
+	long i;
+
+	answer = hmm_ref_answer(c->row->vma, c->row->entry, c->row->request);
+	if (answer == REF_EPERM || answer == REF_EFAULT)
+		want = answer == REF_EPERM ? -EPERM : -EFAULT;
+	if (ret != want)
+		return hmm_wrong(w, "returned %d, not %d", ret, want);
+	if (w->faults != (answer == REF_FAULT ? 1 : 0))
+		return hmm_wrong(w, "%lu faults", w->faults);
+	for (i = 0; right && i < c->slice->n; i++)
+		right = ret ? hmm_check_leaf_error(w, c, i) :
+			      hmm_check_leaf_output(w, c, answer, i);
+	return right && (ret || (hmm_check_leaf_oracle(w, c, 0) &&
+				 hmm_check_leaf_oracle(w, c, c->slice->n - 1)));
+}
+
+static void hmm_try_leaf(struct hmm_world *w, const struct hmm_leaf_case *c)
+{
+	bool right;
+
+	right = hmm_build_leaf(w, c->row) ? hmm_check_leaf(w, c, hmm_ask_leaf(w, c)) :
+					    hmm_wrong(w, "there is no huge page");
+	hmm_tear_down_leaf(w);
+	KUNIT_EXPECT_TRUE_MSG(w->test, right, "%ld pages from %ld, asked for %ld%s, %s: %s",
+			      c->slice->n, c->slice->first, c->asked, c->all ? " and all" : "",
+			      c->locked ? "locked" : "unlocked", w->why);
+}
+
+/* The page asked for is the first of the leaf, one inside, and the last. */
+static void hmm_try_slice(struct hmm_world *w, struct hmm_leaf_case *c)
+{
+	const struct hmm_slice *slice = c->slice;
+	long first = max(0, -slice->first);
+	long last = min(slice->n, HPAGE_PMD_NR - slice->first) - 1;
+	long asked[] = { first, (first + last) / 2, last };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(asked); i++) {
+		if (i && asked[i] == asked[i - 1])
+			continue;
+		c->asked = asked[i];
+		c->all = false;
+		hmm_try_leaf(w, c);
+	}
+	c->asked = first;
+	c->all = true;
+	if (slice->all)
+		hmm_try_leaf(w, c);
+}
+
+static void hmm_test_huge_table(struct kunit *test)
+{
+	struct hmm_world *w = test->priv;
+	struct hmm_leaf_case c = { .row = test->param_value };
+	int i;
+
+	hmm_world_map_large(w);
+	w->leaf.pfns = kunit_kcalloc(test, HPAGE_PMD_NR + 2, sizeof(*w->leaf.pfns), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, w->leaf.pfns);
+	for (i = 0; i < 2 * ARRAY_SIZE(hmm_slices); i++) {
+		c.slice = &hmm_slices[i / 2];
+		c.locked = i & 1;
+		hmm_try_slice(w, &c);
+	}
+}
+
+/* However a range cuts a huge page, it gets its own part of it. */
+static void hmm_test_huge_slices(struct kunit *test)
+{
+	static const long lengths[] = { 1, 2, 7, 64, HPAGE_PMD_NR };
+	struct hmm_row row = { REF_VMA_WRITABLE, REF_WRITABLE, REF_NOTHING };
+	struct hmm_slice slice = {};
+	struct hmm_leaf_case c = { .row = &row, .slice = &slice, .all = true };
+	struct hmm_world *w = test->priv;
+	bool right = true;
+	int i;
+
+	hmm_world_map_large(w);
+	w->leaf.pfns = kunit_kcalloc(test, HPAGE_PMD_NR + 2, sizeof(*w->leaf.pfns), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, w->leaf.pfns);
+	if (hmm_build_leaf(w, &row))
+		for (; right && slice.first < HPAGE_PMD_NR; slice.first++)
+			for (i = 0; right && i < ARRAY_SIZE(lengths); i++) {
+				slice.n = min(lengths[i], HPAGE_PMD_NR - slice.first);
+				c.locked = i & 1;
+				right = hmm_check_leaf(w, &c, hmm_ask_leaf(w, &c));
+			}
+	hmm_tear_down_leaf(w);
+	KUNIT_EXPECT_EQ(test, slice.first, HPAGE_PMD_NR);
+	KUNIT_EXPECT_TRUE_MSG(test, right, "%ld pages: %s", slice.n, w->why);
+}
+
+/* Pages @page - 1 and @page of the leaf at the base, which maps pfn 0 and on. */
+static void hmm_expect_leaf(struct hmm_world *w, const struct hmm_row *row,
+			    unsigned int order, unsigned long page, bool locked)
+{
+	enum hmm_ref_answer answer = hmm_ref_answer(row->vma, row->entry, row->request);
+	unsigned long want = hmm_ref_output(answer) | HMM_STICKY;
+	unsigned long faults = hmm_world_faults();
+	int ret;
+
+	if (want & HMM_PFN_VALID)
+		want |= (((unsigned long)order << HMM_PFN_ORDER_SHIFT) | (page - 1));
+	ret = hmm_world_ask_around(w, w->base + (page << PAGE_SHIFT), hmm_request_flags(row->request),
+			     locked);
+	KUNIT_EXPECT_EQ(w->test, ret, answer == REF_EPERM ? -EPERM :
+				      answer == REF_EFAULT ? -EFAULT : 0);
+	KUNIT_EXPECT_EQ(w->test, w->pfns[0], ret ? HMM_STICKY : want);
+	KUNIT_EXPECT_EQ(w->test, w->pfns[1], ret ? HMM_STICKY :
+			want + (want & HMM_PFN_VALID ? 1 : 0));
+	KUNIT_EXPECT_EQ(w->test, hmm_world_faults(), faults);
+}
+
+#ifdef CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD
+/*
+ * A PUD that is a leaf. Nobody may fault on it, as no memory is behind it: the
+ * rows that need a fault are left out.
+ */
+
+static bool hmm_pud_possible(const struct hmm_row *row)
+{
+	bool plain = row->entry == REF_WRITABLE || row->entry == REF_READ_ONLY;
+
+	if (hmm_ref_answer(row->vma, row->entry, row->request) == REF_FAULT)
+		return false;
+	if (row->vma == REF_VMA_MIXED)
+		return row->entry == REF_SPECIAL;
+	return plain && !hmm_is_refused(row->vma);
+}
+
+static const void *hmm_pud_gen_params(struct kunit *test, const void *prev, char *desc)
+{
+	static struct hmm_row row = { .entry = REF_EMPTY };
+
+	if (!prev)
+		row = (struct hmm_row) { .request = REF_WRITE };
+	return hmm_world_row_gen(&row, &row, desc, hmm_pud_possible);
+}
+
+static pud_t hmm_make_pud(enum hmm_ref_entry entry)
+{
+	pud_t pud = pud_mkhuge(pfn_pud(0, entry == REF_WRITABLE ? PAGE_SHARED : PAGE_READONLY));
+
+	return entry == REF_SPECIAL ? pud_mkspecial(pud) : pud;
+}
+
+static void hmm_test_pud_table(struct kunit *test)
+{
+	const unsigned long pages[] = { 1, 77, PTRS_PER_PMD * PTRS_PER_PTE - 1 };
+	const struct hmm_row *row = test->param_value;
+	struct hmm_world *w = test->priv;
+	pud_t *pudp, saved;
+	int i;
+
+	w->base = hmm_world_map_large(w) + PUD_SIZE;
+	KUNIT_ASSERT_EQ(test, hmm_world_ask_around(w, w->base, HMM_READ, true), 0);
+	hmm_world_change_vma(w, hmm_world_vma_flags(row->vma));
+	pudp = hmm_pud(w->mm, w->base);
+	saved = pudp_get(pudp);
+	*pudp = hmm_make_pud(row->entry);
+	for (i = 0; i < 2 * ARRAY_SIZE(pages); i++)
+		hmm_expect_leaf(w, row, PUD_ORDER, pages[i / 2], i & 1);
+	*pudp = saved;
+	hmm_world_change_vma(w, VM_READ);
+}
+#endif /* CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD */
+
+#ifdef CONFIG_HUGETLBFS
+/* Hugetlb entries, of no memory either */
+
+static bool hmm_hugetlb_possible(const struct hmm_row *row)
+{
+	if (row->vma != REF_VMA_WRITABLE && row->vma != REF_VMA_READ_ONLY)
+		return false;
+	if (hmm_ref_answer(row->vma, row->entry, row->request) == REF_FAULT)
+		return false;
+	switch (row->entry) {
+	case REF_EMPTY:
+	case REF_WRITABLE:
+	case REF_READ_ONLY:
+	case REF_PROTNONE:
+	case REF_MIGRATION_READ:
+	case REF_MIGRATION_EXCLUSIVE:
+	case REF_MIGRATION_WRITE:
+	case REF_UFFD_WP:
+	case REF_GUARD:
+	case REF_POISON:
+	case REF_MIXED_MARKER:
+		return hmm_world_possible(row->vma, row->entry);
+	default:
+		return false;
+	}
+}
+
+static const void *hmm_hugetlb_gen_params(struct kunit *test, const void *prev, char *desc)
+{
+	static struct hmm_row row;
+
+	return hmm_world_row_gen(&row, prev, desc, hmm_hugetlb_possible);
+}
+
+static pte_t hmm_make_hugetlb(struct hmm_world *w, enum hmm_ref_entry entry)
+{
+	pte_t pte = pte_mkhuge(pfn_pte(0, PAGE_SHARED));
+
+	return entry == REF_EMPTY ? __pte(0) : hmm_world_make_pte(w, entry, pte);
+}
+
+static void hmm_unmount(void *mount)
+{
+	kern_unmount(mount);
+}
+
+static void hmm_put_file(void *file)
+{
+	fput(file);
+}
+
+static struct file *hmm_hugetlb_file(struct kunit *test)
+{
+	struct file_system_type *type = get_fs_type("hugetlbfs");
+	struct vfsmount *mount;
+	struct file *file;
+	struct path root;
+
+	KUNIT_ASSERT_NOT_NULL(test, type);
+	mount = kern_mount(type);
+	put_filesystem(type);
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, mount);
+	KUNIT_ASSERT_EQ(test, kunit_add_action_or_reset(test, hmm_unmount, mount), 0);
+	root = (struct path) { .mnt = mount, .dentry = mount->mnt_root };
+	file = file_open_root(&root, "hmm", O_RDWR | O_CREAT, 0600);
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, file);
+	KUNIT_ASSERT_EQ(test, kunit_add_action_or_reset(test, hmm_put_file, file), 0);
+	return file;
+}
+
+static void hmm_map_hugetlb(struct hmm_world *w)
+{
+	char byte;
+
+	w->base = kunit_vm_mmap(w->test, hmm_hugetlb_file(w->test), 0, PMD_SIZE,
+				PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, 0);
+	KUNIT_ASSERT_FALSE(w->test, !w->base || IS_ERR_VALUE(w->base));
+	hmm_world_watch(w, w->base, PMD_SIZE);
+	/* Whether or not there is a page to be had, there is a table after that. */
+	KUNIT_ASSERT_LE(w->test, copy_from_user(&byte, (void __user *)w->base, 1), 1);
+}
+
+static void hmm_test_hugetlb_table(struct kunit *test)
+{
+	const unsigned long pages[] = { 1, 77, HPAGE_PMD_NR - 1 };
+	const struct hmm_row *row = test->param_value;
+	struct hmm_world *w = test->priv;
+	pmd_t *pmdp, saved;
+	int i;
+
+	hmm_map_hugetlb(w);
+	pmdp = hmm_pmd(w->mm, w->base);
+	saved = pmdp_get(pmdp);
+	*pmdp = __pmd(pte_val(hmm_make_hugetlb(w, row->entry)));
+	hmm_world_change_vma(w, hmm_world_vma_flags(row->vma));
+	for (i = 0; i < 2 * ARRAY_SIZE(pages); i++)
+		hmm_expect_leaf(w, row, PMD_ORDER, pages[i / 2], i & 1);
+	*pmdp = saved;
+	hmm_world_change_vma(w, VM_READ | VM_WRITE);
+}
+#endif /* CONFIG_HUGETLBFS */
+
+static struct kunit_case hmm_leaf_cases[] = {
+	KUNIT_CASE_PARAM_ATTR(hmm_test_huge_table, hmm_leaf_gen_params,
+			      { .speed = KUNIT_SPEED_SLOW }),
+	KUNIT_CASE_SLOW(hmm_test_huge_slices),
+#ifdef CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD
+	KUNIT_CASE_PARAM(hmm_test_pud_table, hmm_pud_gen_params),
+#endif
+#ifdef CONFIG_HUGETLBFS
+	KUNIT_CASE_PARAM(hmm_test_hugetlb_table, hmm_hugetlb_gen_params),
+#endif
+	{}
+};
+
+static struct kunit_suite hmm_leaf_suite = {
+	.name = "hmm_leaf",
+	.suite_init = hmm_world_suite_init,
+	.suite_exit = hmm_world_suite_exit,
+	.init = hmm_world_init,
+	.exit = hmm_world_exit,
+	.test_cases = hmm_leaf_cases,
+};
+
+kunit_test_suite(hmm_leaf_suite);

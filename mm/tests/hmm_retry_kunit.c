@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * KUnit tests of hmm_range_fault(): invalidations, restarts, and how calls end
+ *
+ * Fault handlers of the tests' own invalidate the range under the walk, drop
+ * the mmap lock, and take their time. What matters is what is asked of them
+ * again, and what is not.
+ */
+#include <kunit/test.h>
+#include <linux/delay.h>
+#include <linux/hmm.h>
+#include <linux/jiffies.h>
+#include <linux/mman.h>
+#include <linux/mmu_notifier.h>
+#include <linux/prandom.h>
+#include <linux/sched/mm.h>
+
+#include "hmm_fixture.h"
+
+static uint seed;
+module_param(seed, uint, 0644);
+MODULE_PARM_DESC(seed, "of random cases; 0 for a new one each time");
+
+static void hmm_test_stale_sequence(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_touch(t, 0, HMM_PAGES, true);
+	hmm_ask(t, 0, HMM_PAGES);
+	t->pfns[0] = HMM_UNTOUCHED;
+	t->range.notifier_seq = mmu_interval_read_begin(&t->notifier);
+	KUNIT_ASSERT_EQ(test, vm_munmap(hmm_addr(t, 1023), PAGE_SIZE), 0);
+
+	if (t->call->locked) {
+		KUNIT_EXPECT_EQ(test, t->call->fault(&t->range), -EBUSY);
+		KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_UNTOUCHED);
+		return;
+	}
+	/* The other call takes a sequence of its own and returns it. */
+	KUNIT_EXPECT_EQ(test, t->call->fault(&t->range), 0);
+	KUNIT_EXPECT_FALSE(test, mmu_interval_read_retry(&t->notifier, t->range.notifier_seq));
+	hmm_expect_flags(t, 1023, 1, HMM_PFN_ERROR);
+}
+
+/*
+ * The first fault of page 600 takes others away, far from it and just before
+ * it. A driver that has mapped page 5 for DMA would then undo that.
+ */
+static vm_fault_t hmm_handle_zap(struct hmm_fixture *t, struct vm_fault *vmf,
+				 unsigned long page)
+{
+	if (page == 600 && t->faults[600] == 1) {
+		hmm_zap(t, 0, 10);
+		hmm_zap(t, 590, 10);
+		t->pfns[5] &= ~HMM_STICKY;
+	}
+	return hmm_handler_map(vmf);
+}
+
+/*
+ * Pages were stored as present, then invalidated. Of those only page 5 was
+ * requested: whether the walk goes on or begins again, the outputs of the
+ * others must not be taken for requests.
+ */
+static void hmm_test_restart_keeps_requests(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long i;
+	int ret;
+
+	hmm_map_handler(t);
+	hmm_touch(t, 0, 10, true);
+	hmm_touch(t, 590, 10, true);
+	memset(t->faults, 0, sizeof(t->faults));
+	t->handle = hmm_handle_zap;
+	hmm_ask(t, 0, HMM_PAGES);
+	memset_l(t->pfns, HMM_STICKY, HMM_PAGES);
+	t->pfns[5] |= HMM_READ;
+	t->pfns[600] |= HMM_READ;
+	t->range.pfn_flags_mask = HMM_WRITE;
+	ret = hmm_answer(t);
+
+	for (i = 0; i < HMM_PAGES; i++)
+		KUNIT_ASSERT_EQ(test, t->pfns[i] & HMM_STICKY, i == 5 ? 0 : HMM_STICKY);
+	if (t->call->locked) {
+		KUNIT_EXPECT_EQ(test, ret, -EBUSY);
+		KUNIT_EXPECT_EQ(test, t->faults[599], 0);
+		return;
+	}
+	KUNIT_ASSERT_EQ(test, ret, 0);
+	for (i = 0; i < HMM_PAGES; i++) {
+		KUNIT_ASSERT_EQ(test, t->faults[i], i == 5 || i == 600);
+		KUNIT_ASSERT_EQ(test, !!(t->pfns[i] & HMM_PFN_VALID), i == 5 || i == 600);
+	}
+}
+
+/* Every first fault of a page waits without the lock, as userfaultfd does. */
+static vm_fault_t hmm_handle_unlock(struct hmm_fixture *t, struct vm_fault *vmf,
+				    unsigned long page)
+{
+	bool may_drop = vmf->flags & FAULT_FLAG_ALLOW_RETRY;
+	bool tried = vmf->flags & FAULT_FLAG_TRIED;
+
+	KUNIT_EXPECT_EQ(t->test, may_drop, !t->call->locked);
+	KUNIT_EXPECT_EQ(t->test, tried, t->faults[page] > 1);
+	if (t->faults[page] > 1)
+		return hmm_handler_map(vmf);
+	if (!may_drop || t->call->locked)
+		return VM_FAULT_SIGBUS;
+	mmap_read_unlock(vmf->vma->vm_mm);
+	return VM_FAULT_RETRY;
+}
+
+static void hmm_test_dropped_lock(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long i;
+	int ret;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_unlock;
+	hmm_ask(t, 0, HMM_PAGES);
+	for (i = 0; i < HMM_PAGES; i++)
+		t->pfns[i] = i & 1 ? HMM_WRITE : 0;
+	t->range.pfn_flags_mask = HMM_WRITE;
+	ret = hmm_answer(t);
+
+	if (t->call->locked) {
+		KUNIT_EXPECT_EQ(test, ret, -EFAULT);
+		return;
+	}
+	KUNIT_ASSERT_EQ(test, ret, 0);
+	for (i = 0; i < HMM_PAGES; i++) {
+		KUNIT_ASSERT_EQ(test, t->faults[i], i & 1 ? 2 : 0);
+		KUNIT_ASSERT_EQ(test, hmm_flags(t, i),
+				i & 1 ? HMM_PFN_VALID | HMM_PFN_WRITE : 0);
+	}
+}
+
+/* Every fault takes away the page behind it, for three times. */
+static vm_fault_t hmm_handle_fight(struct hmm_fixture *t, struct vm_fault *vmf,
+				   unsigned long page)
+{
+	if (page && t->faults[page] <= 3)
+		hmm_zap(t, page - 1, 1);
+	return hmm_handler_map(vmf);
+}
+
+static void hmm_test_repeated_invalidation(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_fight;
+	KUNIT_ASSERT_EQ(test, hmm_request_all(t, HMM_WRITE), 0);
+	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
+	KUNIT_EXPECT_FALSE(test, mmu_interval_read_retry(&t->notifier, t->range.notifier_seq));
+	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), HMM_PAGES);
+}
+
+/* A driver that had mapped the page for DMA undoes that when it goes. */
+static void hmm_plan_zap(struct hmm_fixture *t, const struct hmm_plan *plan)
+{
+	unsigned long i;
+
+	for (i = plan->page; i < plan->page + plan->npages; i++) {
+		if (hmm_readable(t, i) && (t->asked[i] & HMM_READ))
+			t->due[i]++;
+		if (!t->call->locked) {
+			t->pfns[i] &= ~HMM_PFN_DMA_MAPPED;
+			t->sticky[i] &= ~HMM_PFN_DMA_MAPPED;
+		}
+	}
+	hmm_zap(t, plan->page, plan->npages);
+}
+
+static vm_fault_t hmm_handle_plan(struct hmm_fixture *t, struct vm_fault *vmf,
+				  unsigned long page)
+{
+	const struct hmm_plan *plan = &t->plan[page];
+
+	if (t->faults[page] == 1 && plan->npages)
+		hmm_plan_zap(t, plan);
+	if (t->faults[page] != 1 || !plan->drop || !(vmf->flags & FAULT_FLAG_ALLOW_RETRY))
+		return hmm_handler_map(vmf);
+	t->due[page]++;
+	mmap_read_unlock(vmf->vma->vm_mm);
+	return VM_FAULT_RETRY;
+}
+
+/* Some pages are there, some are asked for, and some faults disturb others. */
+static void hmm_make_plan(struct hmm_fixture *t, struct rnd_state *rnd)
+{
+	unsigned long i;
+
+	hmm_zap(t, 0, HMM_PLAN_PAGES);
+	hmm_ask(t, 0, HMM_PLAN_PAGES);
+	t->range.pfn_flags_mask = HMM_WRITE;
+	for (i = 0; i < HMM_PLAN_PAGES; i++) {
+		u32 dice = prandom_u32_state(rnd), place = prandom_u32_state(rnd);
+		bool there = !(dice & 3), asked = dice & 4;
+
+		t->pfns[i] = HMM_STICKY | HMM_PFN_ERROR | (asked ? HMM_WRITE : 0);
+		t->sticky[i] = HMM_STICKY;
+		t->due[i] = asked && !there;
+		t->plan[i].page = place % HMM_PLAN_PAGES;
+		t->plan[i].npages = there || dice & 0x70 ? 0 :
+				    min(1 + place / 256 % 8, HMM_PLAN_PAGES - t->plan[i].page);
+		t->plan[i].drop = !(dice & 0x700);
+		if (there)
+			hmm_touch(t, i, 1, true);
+	}
+	memset(t->faults, 0, sizeof(t->faults));
+	memcpy(t->asked, t->pfns, sizeof(t->pfns));
+}
+
+/* All is as the CPU sees it, and nothing was done that did not have to be. */
+static bool hmm_plan_fulfilled(struct hmm_fixture *t, unsigned long i)
+{
+	unsigned long want = hmm_readable(t, i) ? HMM_PFN_VALID | HMM_PFN_WRITE : 0;
+
+	if (t->asked[i] & HMM_READ)
+		want = HMM_PFN_VALID | HMM_PFN_WRITE;
+	return t->faults[i] == t->due[i] && hmm_flags(t, i) == (want | t->sticky[i]);
+}
+
+/*
+ * However the lock is dropped and the range invalidated: each page is faulted
+ * once, once more for each time that it was taken away or waited for, and not
+ * at all if it was not asked for.
+ */
+static void hmm_test_random_restarts(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	u32 used = seed ?: get_random_u32();
+	struct rnd_state rnd;
+	unsigned long i, n;
+
+	prandom_seed_state(&rnd, used);
+	hmm_map_handler(t);
+	for (n = 0; n < 500; n++) {
+		t->handle = NULL;
+		hmm_make_plan(t, &rnd);
+		t->handle = hmm_handle_plan;
+		KUNIT_ASSERT_EQ_MSG(test, hmm_answer_retry(t), 0, "seed %u, walk %lu", used, n);
+		for (i = 0; i < HMM_PLAN_PAGES; i++)
+			KUNIT_ASSERT_TRUE_MSG(test, hmm_plan_fulfilled(t, i),
+					      "seed %u, walk %lu, page %lu: %#lx became %#lx, %u faults, not %u",
+					      used, n, i, t->asked[i], t->pfns[i],
+					      t->faults[i], t->due[i]);
+	}
+}
+
+/* Pages 0 and 1 take each other away, for as long as t->until. */
+static vm_fault_t hmm_handle_storm(struct hmm_fixture *t, struct vm_fault *vmf,
+				   unsigned long page)
+{
+	if (time_before(jiffies, t->until))
+		hmm_zap(t, !page, 1);
+	return hmm_handler_map(vmf);
+}
+
+/* The timeout ends a call that never gets anywhere. */
+static void hmm_test_timeout(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_storm;
+	t->until = jiffies + 20 * HZ;
+	hmm_ask(t, 0, 2);
+	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, 1), -EBUSY);
+	KUNIT_EXPECT_TRUE(test, time_before(jiffies, t->until));
+}
+
+/* The first fault of page 9 takes page 0 away, and all are slow. */
+static vm_fault_t hmm_handle_slowly(struct hmm_fixture *t, struct vm_fault *vmf,
+				    unsigned long page)
+{
+	if (page == 9 && t->faults[9] == 1)
+		hmm_zap(t, 0, 1);
+	msleep(100);
+	return hmm_handler_map(vmf);
+}
+
+/* The time that faults take is not the time that invalidations cost. */
+static void hmm_test_slow_faults(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_slowly;
+	hmm_ask(t, 0, 10);
+	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, HZ / 2), 0);
+	KUNIT_EXPECT_EQ(test, t->faults[0], 2);
+}
+
+/* The OOM killer has reaped the memory: what is missing may be lost data. */
+static void hmm_test_reaped_mm(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_ask(t, 0, HMM_PAGES);
+	mm_flags_set(MMF_UNSTABLE, t->mm);
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, 0), -EFAULT);
+	mm_flags_clear(MMF_UNSTABLE, t->mm);
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, 0), 0);
+}
+
+/* Nobody runs the process any more. The locked call's caller holds a user. */
+static void hmm_test_dead_mm(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	t->call = &hmm_calls[HMM_CALL_UNLOCKED];
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_ask(t, 0, HMM_PAGES);
+	t->pfns[0] = HMM_UNTOUCHED;
+	atomic_dec(&t->mm->mm_users);
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), -EFAULT);
+	atomic_inc(&t->mm->mm_users);
+	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_UNTOUCHED);
+}
+
+/* The suite */
+
+static struct kunit_case hmm_retry_cases[] = {
+	HMM_CASE(stale_sequence),
+	HMM_CASE(restart_keeps_requests),
+	HMM_CASE(dropped_lock),
+	HMM_CASE(repeated_invalidation),
+	HMM_CASE(random_restarts),
+	KUNIT_CASE_SLOW(hmm_test_timeout),
+	KUNIT_CASE_SLOW(hmm_test_slow_faults),
+	KUNIT_CASE(hmm_test_reaped_mm),
+	KUNIT_CASE(hmm_test_dead_mm),
+	{}
+};
+
+static struct kunit_suite hmm_retry_suite = {
+	.name = "hmm_retry",
+	.init = hmm_test_init,
+	.exit = hmm_test_exit,
+	.test_cases = hmm_retry_cases,
+};
+
+kunit_test_suite(hmm_retry_suite);
