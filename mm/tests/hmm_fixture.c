@@ -91,6 +91,10 @@ static bool hmm_test_invalidate(struct mmu_interval_notifier *notifier,
 
 	mmu_interval_set_seq(notifier, seq);
 	t->invalidations++;
+	if (t->pause) {
+		complete(&t->entered);
+		schedule_timeout_uninterruptible(t->pause);
+	}
 	return true;
 }
 
@@ -294,6 +298,15 @@ void hmm_expect_flags(struct hmm_fixture *t, unsigned long i, unsigned long n,
 			    t->pfns[i], flags);
 }
 
+/* Elements that were all HMM_UNTOUCHED. */
+void hmm_expect_untouched(struct hmm_fixture *t, unsigned long i, unsigned long n)
+{
+	unsigned long end = i + n;
+
+	for (; i < end; i++)
+		KUNIT_ASSERT_EQ(t->test, t->pfns[i], HMM_UNTOUCHED);
+}
+
 int hmm_test_init(struct kunit *test)
 {
 	struct hmm_fixture *t = kunit_kzalloc(test, sizeof(*t), GFP_KERNEL);
@@ -302,6 +315,7 @@ int hmm_test_init(struct kunit *test)
 		return -ENOMEM;
 	t->test = test;
 	t->call = test->param_value;
+	init_completion(&t->entered);
 	test->priv = t;
 	return 0;
 }
@@ -312,6 +326,8 @@ void hmm_test_exit(struct kunit *test)
 
 	if (!t)
 		return;
+	if (t->other.func)
+		flush_work(&t->other);
 	if (t->notifier.mm)
 		mmu_interval_notifier_remove(&t->notifier);
 	if (t->file)

@@ -9,8 +9,10 @@
 #define _MM_TESTS_HMM_FIXTURE_H
 
 #include <kunit/test.h>
+#include <linux/completion.h>
 #include <linux/hmm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/workqueue.h>
 
 /* More than one page table, wherever the mapping begins. */
 #define HMM_PAGES	1024
@@ -61,7 +63,12 @@ struct hmm_plan {
  * @plan: what faults do besides, for hmm_handle_plan()
  * @due: how often each page has to be faulted, in all
  * @sticky: the sticky bits that each element has to have in the end
- * @until: when handlers that fight the walk are to stop, in jiffies
+ * @other: what another thread does meanwhile
+ * @entered: @other is in the middle of it
+ * @pause: for how long an invalidation goes on, in jiffies
+ * @rounds: how often @other was begun
+ * @limit: how often it is to be
+ * @in_faults: how long a handler was at it, in jiffies
  * @asking: the call is running
  * @locks: how many locks were held when it began
  */
@@ -82,7 +89,12 @@ struct hmm_fixture {
 	struct hmm_plan plan[HMM_PLAN_PAGES];
 	unsigned int due[HMM_PLAN_PAGES];
 	unsigned long sticky[HMM_PLAN_PAGES];
-	unsigned long until;
+	struct work_struct other;
+	struct completion entered;
+	unsigned long pause;
+	unsigned int rounds;
+	unsigned int limit;
+	unsigned long in_faults;
 	bool asking;
 	int locks;
 };
@@ -127,6 +139,8 @@ int hmm_answer_retry(struct hmm_fixture *t);
 int hmm_request_all(struct hmm_fixture *t, unsigned long request);
 void hmm_expect_flags(struct hmm_fixture *t, unsigned long i, unsigned long n,
 		      unsigned long flags);
+
+void hmm_expect_untouched(struct hmm_fixture *t, unsigned long i, unsigned long n);
 
 /* For the suites */
 int hmm_test_init(struct kunit *test);

@@ -358,8 +358,6 @@ static vm_fault_t hmm_handle_oom(struct hmm_fixture *t, struct vm_fault *vmf,
 /* The failing page is faulted once, and nothing behind it is looked at. */
 static void hmm_expect_fault_error(struct hmm_fixture *t, int err)
 {
-	unsigned long i;
-
 	memset(t->faults, 0, sizeof(t->faults));
 	hmm_zap(t, 0, HMM_PAGES);
 	hmm_ask(t, 0, HMM_PAGES);
@@ -368,8 +366,7 @@ static void hmm_expect_fault_error(struct hmm_fixture *t, int err)
 	KUNIT_EXPECT_EQ(t->test, hmm_answer(t), err);
 
 	hmm_expect_flags(t, 0, 700, HMM_PFN_VALID | HMM_PFN_WRITE | HMM_STICKY);
-	for (i = 700; i < HMM_PAGES; i++)
-		KUNIT_ASSERT_EQ(t->test, t->pfns[i], HMM_UNTOUCHED);
+	hmm_expect_untouched(t, 700, HMM_PAGES - 700);
 	KUNIT_EXPECT_EQ(t->test, t->faults[700], 1);
 	KUNIT_EXPECT_EQ(t->test, t->faults[701], 0);
 }
@@ -472,20 +469,33 @@ static void hmm_test_sticky_bits(struct kunit *test)
 	}
 }
 
+/* Pages before 600 get what they need, and those from there on cannot. */
+static void hmm_expect_error_at_600(struct hmm_fixture *t, unsigned long request, int err)
+{
+	hmm_ask(t, 0, HMM_PAGES);
+	memset_l(t->pfns, HMM_UNTOUCHED, HMM_PAGES);
+	t->range.default_flags = request;
+	KUNIT_EXPECT_EQ(t->test, hmm_answer(t), err);
+	hmm_expect_flags(t, 0, 600, HMM_PFN_VALID | HMM_STICKY | request);
+	hmm_expect_untouched(t, 600, HMM_PAGES - 600);
+}
+
+/* The other errors: fault_errors, arguments, budget, fatal_signal. */
 static void hmm_test_sticky_bits_on_error(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
-	unsigned long i;
+	struct vm_area_struct *vma;
 
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
-	KUNIT_ASSERT_EQ(test, vm_munmap(hmm_addr(t, 600), 1 << PAGE_SHIFT), 0);
-	hmm_ask(t, 0, HMM_PAGES);
-	memset_l(t->pfns, HMM_UNTOUCHED, HMM_PAGES);
-	t->range.default_flags = HMM_READ;
-	KUNIT_ASSERT_EQ(test, hmm_answer(t), -EFAULT);
-	hmm_expect_flags(t, 0, 600, HMM_PFN_VALID | HMM_STICKY);
-	for (i = 600; i < HMM_PAGES; i++)
-		KUNIT_ASSERT_EQ(test, t->pfns[i], HMM_UNTOUCHED);
+	hmm_touch(t, 0, 600, true);
+	mmap_write_lock(t->mm);
+	vma = find_vma(t->mm, t->start);
+	vm_flags_clear(vma, VM_WRITE);
+	mmap_write_unlock(t->mm);
+	hmm_expect_error_at_600(t, HMM_WRITE, -EPERM);
+
+	KUNIT_ASSERT_EQ(test, vm_munmap(hmm_addr(t, 600), PAGE_SIZE), 0);
+	hmm_expect_error_at_600(t, HMM_WRITE, -EFAULT);
 }
 
 /* The suite */

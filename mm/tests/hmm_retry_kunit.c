@@ -14,6 +14,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/prandom.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 
 #include "hmm_fixture.h"
 
@@ -252,27 +253,106 @@ static void hmm_test_random_restarts(struct kunit *test)
 	}
 }
 
-/* Pages 0 and 1 take each other away, for as long as t->until. */
+/* The budget */
+
+/*
+ * Another thread takes page 0 or 1 away. The notifier has that last for as long
+ * as t->pause, and whoever wants to walk has to wait until it is over.
+ */
+static void hmm_zap_meanwhile(struct work_struct *work)
+{
+	struct hmm_fixture *t = container_of(work, struct hmm_fixture, other);
+
+	hmm_zap(t, t->rounds & 1, 1);
+}
+
+/* Return when the other thread is in the middle of it. */
+static void hmm_begin_other(struct hmm_fixture *t)
+{
+	flush_work(&t->other);
+	reinit_completion(&t->entered);
+	t->rounds++;
+	schedule_work(&t->other);
+	wait_for_completion(&t->entered);
+}
+
 static vm_fault_t hmm_handle_storm(struct hmm_fixture *t, struct vm_fault *vmf,
 				   unsigned long page)
 {
-	if (time_before(jiffies, t->until))
-		hmm_zap(t, !page, 1);
+	unsigned long began = jiffies;
+
+	if (t->rounds < t->limit)
+		hmm_begin_other(t);
+	t->in_faults += jiffies - began;
 	return hmm_handler_map(vmf);
 }
 
-/* The timeout ends a call that never gets anywhere. */
-static void hmm_test_timeout(struct kunit *test)
+/* Prepare to ask for pages 0 and 1, which are taken away @limit times. */
+static void hmm_make_storm(struct hmm_fixture *t, unsigned int limit)
+{
+	INIT_WORK(&t->other, hmm_zap_meanwhile);
+	hmm_map_handler(t);
+	t->handle = hmm_handle_storm;
+	t->pause = 2;
+	t->limit = limit;
+	hmm_ask(t, 0, 2);
+	t->pfns[0] = HMM_UNTOUCHED;
+	t->pfns[1] = HMM_UNTOUCHED;
+	t->range.default_flags = HMM_READ;
+}
+
+static const struct hmm_budget {
+	const char *name;
+	unsigned long timeout;
+	unsigned int storms;
+	int ret;
+} hmm_budgets[] = {
+	{ "none, a short storm",	0,	1,	0 },
+	{ "none, a long storm",		0,	30,	0 },
+	{ "a jiffy, no storm",		1,	0,	0 },
+	{ "a jiffy",			1,	100,	-EBUSY },
+	{ "twenty jiffies",		20,	100,	-EBUSY },
+	{ "a second, a short storm",	HZ,	3,	0 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(hmm_budget, hmm_budgets, name);
+
+/* A storm ends a call once it has lasted as long as the budget, and not before. */
+static void hmm_test_budget(struct kunit *test)
+{
+	const struct hmm_budget *budget = test->param_value;
+	struct hmm_fixture *t = test->priv;
+	unsigned long began, took;
+	int ret;
+
+	hmm_make_storm(t, budget->storms);
+	began = jiffies;
+	ret = hmm_call_timeout(&t->range, budget->timeout);
+	took = jiffies - began;
+	flush_work(&t->other);
+
+	KUNIT_EXPECT_EQ(test, ret, budget->ret);
+	KUNIT_EXPECT_EQ(test, t->pfns[0] & HMM_STICKY, HMM_STICKY);
+	KUNIT_EXPECT_EQ(test, t->pfns[1] & HMM_STICKY, HMM_STICKY);
+	if (budget->ret) {
+		KUNIT_EXPECT_GE(test, took - t->in_faults, budget->timeout);
+		KUNIT_EXPECT_LT(test, t->rounds, budget->storms);
+	} else {
+		KUNIT_EXPECT_EQ(test, t->rounds, budget->storms);
+	}
+}
+
+/* What goes on when the call begins takes longer than the budget. */
+static void hmm_test_late_first_walk(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
 
-	hmm_map_handler(t);
-	t->handle = hmm_handle_storm;
-	t->until = jiffies + 20 * HZ;
-	hmm_ask(t, 0, 2);
-	t->range.default_flags = HMM_READ;
-	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, 1), -EBUSY);
-	KUNIT_EXPECT_TRUE(test, time_before(jiffies, t->until));
+	hmm_make_storm(t, 1);
+	t->pause = 10;
+	hmm_begin_other(t);
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, 1), 0);
+	hmm_expect_flags(t, 0, 2, HMM_PFN_VALID | HMM_PFN_WRITE | HMM_STICKY);
+	flush_work(&t->other);
 }
 
 /* The first fault of page 9 takes page 0 away, and all are slow. */
@@ -296,6 +376,78 @@ static void hmm_test_slow_faults(struct kunit *test)
 	t->range.default_flags = HMM_READ;
 	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, HZ / 2), 0);
 	KUNIT_EXPECT_EQ(test, t->faults[0], 2);
+}
+
+static void hmm_hold_mmap_lock(struct work_struct *work)
+{
+	struct hmm_fixture *t = container_of(work, struct hmm_fixture, other);
+
+	mmap_write_lock(t->mm);
+	complete(&t->entered);
+	msleep(1000);
+	mmap_write_unlock(t->mm);
+}
+
+/* The first fault takes the page before it away, and somebody takes the lock. */
+static vm_fault_t hmm_handle_lose_lock(struct hmm_fixture *t, struct vm_fault *vmf,
+				       unsigned long page)
+{
+	if (page != 1 || t->rounds)
+		return hmm_handler_map(vmf);
+	hmm_zap(t, 0, 1);
+	mmap_read_unlock(vmf->vma->vm_mm);
+	hmm_begin_other(t);
+	return VM_FAULT_RETRY;
+}
+
+/* Nor is the time that it takes to get the mmap lock. */
+static void hmm_test_slow_lock(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_make_storm(t, 0);
+	INIT_WORK(&t->other, hmm_hold_mmap_lock);
+	t->pause = 0;
+	t->handle = hmm_handle_lose_lock;
+	KUNIT_EXPECT_EQ(test, hmm_call_timeout(&t->range, HZ / 2), 0);
+	KUNIT_EXPECT_EQ(test, t->faults[0], 2);
+}
+
+/* How else calls end */
+
+static vm_fault_t hmm_handle_kill(struct hmm_fixture *t, struct vm_fault *vmf,
+				  unsigned long page)
+{
+	if (page == 3)
+		send_sig(SIGKILL, current, 1);
+	return hmm_handler_map(vmf);
+}
+
+/* Whoever holds the mmap lock is not interrupted. */
+static void hmm_expect_interrupted(struct hmm_fixture *t, unsigned long cursor)
+{
+	if (t->call->locked)
+		cursor = 10;
+	hmm_ask(t, 0, 10);
+	memset_l(t->pfns, HMM_UNTOUCHED, 10);
+	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(t->test, hmm_answer(t), t->call->locked ? 0 : -EINTR);
+	hmm_expect_flags(t, 0, cursor, HMM_PFN_VALID | HMM_PFN_WRITE | HMM_STICKY);
+	hmm_expect_untouched(t, cursor, 10 - cursor);
+}
+
+/* Somebody kills the task: in a fault, and once more before the call. */
+static void hmm_test_fatal_signal(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_kill;
+	allow_signal(SIGKILL);
+	hmm_expect_interrupted(t, 3);
+	hmm_expect_interrupted(t, 0);
+	flush_signals(current);
+	disallow_signal(SIGKILL);
 }
 
 /* The OOM killer has reaped the memory: what is missing may be lost data. */
@@ -334,8 +486,11 @@ static struct kunit_case hmm_retry_cases[] = {
 	HMM_CASE(dropped_lock),
 	HMM_CASE(repeated_invalidation),
 	HMM_CASE(random_restarts),
-	KUNIT_CASE_SLOW(hmm_test_timeout),
+	KUNIT_CASE_PARAM(hmm_test_budget, hmm_budget_gen_params),
+	KUNIT_CASE(hmm_test_late_first_walk),
 	KUNIT_CASE_SLOW(hmm_test_slow_faults),
+	KUNIT_CASE_SLOW(hmm_test_slow_lock),
+	HMM_CASE(fatal_signal),
 	KUNIT_CASE(hmm_test_reaped_mm),
 	KUNIT_CASE(hmm_test_dead_mm),
 	{}
