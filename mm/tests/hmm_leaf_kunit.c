@@ -8,10 +8,12 @@
  * what hmm_oracle() finds.
  */
 #include <kunit/resource.h>
+#include <linux/anon_inodes.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/hmm.h>
 #include <linux/mman.h>
+#include <linux/module.h>
 #include <linux/mount.h>
 #include <linux/uaccess.h>
 
@@ -72,7 +74,7 @@ static const void *hmm_leaf_gen_params(struct kunit *test, const void *prev, cha
 	return hmm_world_row_gen(&row, prev, desc, hmm_leaf_possible);
 }
 
-/* One VMA around a huge page, with nothing else in it. */
+/* One VMA around a huge page, with nothing else in it, or one of hugetlbfs inside. */
 static bool hmm_map_leaf(struct hmm_world *w, vm_flags_t flags)
 {
 	unsigned long start = w->base - PMD_SIZE;
@@ -82,7 +84,26 @@ static bool hmm_map_leaf(struct hmm_world *w, vm_flags_t flags)
 		return false;
 	hmm_world_change_vma(w, flags | VM_HUGEPAGE);
 	/* Have a table for the PMD, below which there is nothing. */
-	return !apply_to_page_range(w->mm, start, PAGE_SIZE, NULL, NULL);
+	if (apply_to_page_range(w->mm, start, PAGE_SIZE, NULL, NULL))
+		return false;
+	return !w->leaf.file ||
+	       vm_mmap(w->leaf.file, w->base, PMD_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_FIXED | MAP_NORESERVE, 0) == w->base;
+}
+
+static bool hmm_needs_memory(enum hmm_ref_entry entry)
+{
+	switch (entry) {
+	case REF_EMPTY:
+	case REF_SPECIAL:
+	case REF_UFFD_WP:
+	case REF_GUARD:
+	case REF_POISON:
+	case REF_MIXED_MARKER:
+		return false;
+	default:
+		return true;
+	}
 }
 
 static bool hmm_touch_leaf(struct hmm_world *w, enum hmm_ref_entry entry)
@@ -91,10 +112,10 @@ static bool hmm_touch_leaf(struct hmm_world *w, enum hmm_ref_entry entry)
 	unsigned long left;
 	char byte = 0;
 
-	if (entry == REF_EMPTY || entry == REF_SPECIAL)
+	if (!hmm_needs_memory(entry))
 		return true;
 	left = entry == REF_ZERO ? copy_from_user(&byte, at, 1) : copy_to_user(at, &byte, 1);
-	return !left && pmd_trans_huge(pmdp_get(hmm_pmd(w->mm, w->base)));
+	return !left && pmd_leaf(pmdp_get(hmm_pmd(w->mm, w->base)));
 }
 
 static bool hmm_build_leaf(struct hmm_world *w, const struct hmm_row *row)
@@ -161,7 +182,7 @@ static bool hmm_check_leaf_output(struct hmm_world *w, const struct hmm_leaf_cas
 	want = HMM_PFN_VALID | HMM_HUGE_ORDER | hmm_request_flags(c->row->request);
 	if (answer == REF_FAULT && (out & want) != want)
 		return hmm_wrong(w, "page %ld: stored %#lx after a fault", page, out);
-	if (c->row->entry == REF_EMPTY && (out & ~want & HMM_PFN_WRITE))
+	if (c->row->entry == REF_EMPTY && (out & ~want & HMM_PFN_WRITE) && !w->leaf.file)
 		return hmm_wrong(w, "page %ld: faulted for write", page);
 	want = *first & ~HMM_STICKY;
 	if (want & HMM_PFN_VALID)
@@ -248,15 +269,20 @@ static void hmm_try_slice(struct hmm_world *w, struct hmm_leaf_case *c)
 		hmm_try_leaf(w, c);
 }
 
-static void hmm_test_huge_table(struct kunit *test)
+static void hmm_prepare_leaf(struct hmm_world *w, struct file *hugetlb)
 {
-	struct hmm_world *w = test->priv;
-	struct hmm_leaf_case c = { .row = test->param_value };
+	hmm_world_map_large(w);
+	w->leaf.file = hugetlb;
+	w->leaf.pfns = kunit_kcalloc(w->test, HPAGE_PMD_NR + 2, sizeof(*w->leaf.pfns),
+				     GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(w->test, w->leaf.pfns);
+}
+
+static void hmm_try_leaf_row(struct hmm_world *w, const struct hmm_row *row)
+{
+	struct hmm_leaf_case c = { .row = row };
 	int i;
 
-	hmm_world_map_large(w);
-	w->leaf.pfns = kunit_kcalloc(test, HPAGE_PMD_NR + 2, sizeof(*w->leaf.pfns), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, w->leaf.pfns);
 	for (i = 0; i < 2 * ARRAY_SIZE(hmm_slices); i++) {
 		c.slice = &hmm_slices[i / 2];
 		c.locked = i & 1;
@@ -264,84 +290,142 @@ static void hmm_test_huge_table(struct kunit *test)
 	}
 }
 
-/* However a range cuts a huge page, it gets its own part of it. */
-static void hmm_test_huge_slices(struct kunit *test)
+static void hmm_test_huge_table(struct kunit *test)
 {
-	static const long lengths[] = { 1, 2, 7, 64, HPAGE_PMD_NR };
+	hmm_prepare_leaf(test->priv, NULL);
+	hmm_try_leaf_row(test->priv, test->param_value);
+}
+
+/* All lengths from the first two pages on; else the shortest and the longest. */
+static long hmm_next_length(long first, long n)
+{
+	long rest = HPAGE_PMD_NR - first;
+
+	return first < 2 || n < 2 || n >= rest - 1 ? n + 1 : rest - 1;
+}
+
+/* However a range cuts a large entry, it gets its own part of it. */
+static void hmm_try_all_slices(struct hmm_world *w)
+{
 	struct hmm_row row = { REF_VMA_WRITABLE, REF_WRITABLE, REF_NOTHING };
 	struct hmm_slice slice = {};
 	struct hmm_leaf_case c = { .row = &row, .slice = &slice, .all = true };
-	struct hmm_world *w = test->priv;
-	bool right = true;
-	int i;
+	bool right = hmm_build_leaf(w, &row);
+	unsigned int tried = 0;
 
-	hmm_world_map_large(w);
-	w->leaf.pfns = kunit_kcalloc(test, HPAGE_PMD_NR + 2, sizeof(*w->leaf.pfns), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, w->leaf.pfns);
-	if (hmm_build_leaf(w, &row))
-		for (; right && slice.first < HPAGE_PMD_NR; slice.first++)
-			for (i = 0; right && i < ARRAY_SIZE(lengths); i++) {
-				slice.n = min(lengths[i], HPAGE_PMD_NR - slice.first);
-				c.locked = i & 1;
-				right = hmm_check_leaf(w, &c, hmm_ask_leaf(w, &c));
-			}
+	for (; right && slice.first < HPAGE_PMD_NR; slice.first += right)
+		for (slice.n = 1; right && slice.first + slice.n <= HPAGE_PMD_NR;
+		     slice.n = hmm_next_length(slice.first, slice.n)) {
+			c.locked = (slice.first ^ slice.n) & 1;
+			right = hmm_check_leaf(w, &c, hmm_ask_leaf(w, &c));
+			tried++;
+		}
 	hmm_tear_down_leaf(w);
-	KUNIT_EXPECT_EQ(test, slice.first, HPAGE_PMD_NR);
-	KUNIT_EXPECT_TRUE_MSG(test, right, "%ld pages: %s", slice.n, w->why);
+	KUNIT_EXPECT_TRUE_MSG(w->test, right, "%ld pages from %ld: %s", slice.n, slice.first,
+			      w->why);
+	/* Of the last four offsets, three have fewer lengths than four. */
+	KUNIT_EXPECT_EQ(w->test, tried,
+			HPAGE_PMD_NR + HPAGE_PMD_NR - 1 + 4 * (HPAGE_PMD_NR - 5) + 3 + 2 + 1);
 }
 
-/* Pages @page - 1 and @page of the leaf at the base, which maps pfn 0 and on. */
-static void hmm_expect_leaf(struct hmm_world *w, const struct hmm_row *row,
-			    unsigned int order, unsigned long page, bool locked)
+static void hmm_test_huge_slices(struct kunit *test)
+{
+	hmm_prepare_leaf(test->priv, NULL);
+	hmm_try_all_slices(test->priv);
+}
+
+/* Pages @page - 1 and @page of the PUD at the base, which maps pfn 0 and on. */
+static void hmm_expect_pud(struct hmm_world *w, const struct hmm_row *row, unsigned long page,
+			   bool locked)
 {
 	enum hmm_ref_answer answer = hmm_ref_answer(row->vma, row->entry, row->request);
 	unsigned long want = hmm_ref_output(answer) | HMM_STICKY;
 	unsigned long faults = hmm_world_faults();
 	int ret;
 
+	if (answer == REF_FAULT)
+		want |= hmm_request_flags(row->request);
 	if (want & HMM_PFN_VALID)
-		want |= (((unsigned long)order << HMM_PFN_ORDER_SHIFT) | (page - 1));
-	ret = hmm_world_ask_around(w, w->base + (page << PAGE_SHIFT), hmm_request_flags(row->request),
-			     locked);
+		want |= (((unsigned long)PUD_ORDER << HMM_PFN_ORDER_SHIFT) | (page - 1));
+	ret = hmm_world_ask_around(w, w->base + (page << PAGE_SHIFT),
+				   hmm_request_flags(row->request), locked);
 	KUNIT_EXPECT_EQ(w->test, ret, answer == REF_EPERM ? -EPERM :
 				      answer == REF_EFAULT ? -EFAULT : 0);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0], ret ? HMM_STICKY : want);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[1], ret ? HMM_STICKY :
 			want + (want & HMM_PFN_VALID ? 1 : 0));
-	KUNIT_EXPECT_EQ(w->test, hmm_world_faults(), faults);
+	KUNIT_EXPECT_EQ(w->test, hmm_world_faults() - faults, answer == REF_FAULT);
 }
 
 #ifdef CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD
-/*
- * A PUD that is a leaf. Nobody may fault on it, as no memory is behind it: the
- * rows that need a fault are left out.
- */
+/* A PUD that is a leaf, of no memory, in a mapping that makes such on a fault */
 
 static bool hmm_pud_possible(const struct hmm_row *row)
 {
-	bool plain = row->entry == REF_WRITABLE || row->entry == REF_READ_ONLY;
-
-	if (hmm_ref_answer(row->vma, row->entry, row->request) == REF_FAULT)
+	switch (row->entry) {
+	case REF_EMPTY:
+	case REF_WRITABLE:
+	case REF_READ_ONLY:
+		return row->vma == REF_VMA_WRITABLE || row->vma == REF_VMA_READ_ONLY;
+	case REF_SPECIAL:
+		return row->vma == REF_VMA_MIXED;
+	default:
 		return false;
-	if (row->vma == REF_VMA_MIXED)
-		return row->entry == REF_SPECIAL;
-	return plain && !hmm_is_refused(row->vma);
+	}
 }
 
 static const void *hmm_pud_gen_params(struct kunit *test, const void *prev, char *desc)
 {
-	static struct hmm_row row = { .entry = REF_EMPTY };
+	static struct hmm_row row;
 
-	if (!prev)
-		row = (struct hmm_row) { .request = REF_WRITE };
-	return hmm_world_row_gen(&row, &row, desc, hmm_pud_possible);
+	return hmm_world_row_gen(&row, prev, desc, hmm_pud_possible);
 }
 
 static pud_t hmm_make_pud(enum hmm_ref_entry entry)
 {
 	pud_t pud = pud_mkhuge(pfn_pud(0, entry == REF_WRITABLE ? PAGE_SHARED : PAGE_READONLY));
 
+	if (entry == REF_EMPTY)
+		return __pud(0);
 	return entry == REF_SPECIAL ? pud_mkspecial(pud) : pud;
+}
+
+static vm_fault_t hmm_pud_fault(struct vm_fault *vmf, unsigned int order)
+{
+	if (order != PUD_ORDER)
+		return VM_FAULT_FALLBACK;
+	*vmf->pud = hmm_make_pud(vmf->flags & FAULT_FLAG_WRITE ? REF_WRITABLE : REF_READ_ONLY);
+	return VM_FAULT_NOPAGE;
+}
+
+static const struct vm_operations_struct hmm_pud_vm_ops = {
+	.huge_fault = hmm_pud_fault,
+};
+
+static int hmm_pud_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	vma->vm_ops = &hmm_pud_vm_ops;
+	return 0;
+}
+
+static const struct file_operations hmm_pud_fops = {
+	.mmap = hmm_pud_mmap,
+};
+
+/* The page before the PUD is ordinary memory, so that all tables above are there. */
+static void hmm_map_pud(struct hmm_world *w)
+{
+	unsigned long start = hmm_world_map_large(w);
+	struct file *file;
+
+	w->base = start + PUD_SIZE;
+	KUNIT_ASSERT_EQ(w->test, hmm_world_ask_around(w, w->base, HMM_READ, true), 0);
+	file = anon_inode_create_getfile("[hmm_kunit]", &hmm_pud_fops, w, O_RDWR, NULL);
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(w->test, file);
+	KUNIT_EXPECT_EQ(w->test, w->base,
+			vm_mmap(file, w->base, PUD_SIZE, PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_FIXED, 0));
+	fput(file);
 }
 
 static void hmm_test_pud_table(struct kunit *test)
@@ -349,36 +433,38 @@ static void hmm_test_pud_table(struct kunit *test)
 	const unsigned long pages[] = { 1, 77, PTRS_PER_PMD * PTRS_PER_PTE - 1 };
 	const struct hmm_row *row = test->param_value;
 	struct hmm_world *w = test->priv;
-	pud_t *pudp, saved;
+	pud_t *pudp;
 	int i;
 
-	w->base = hmm_world_map_large(w) + PUD_SIZE;
-	KUNIT_ASSERT_EQ(test, hmm_world_ask_around(w, w->base, HMM_READ, true), 0);
-	hmm_world_change_vma(w, hmm_world_vma_flags(row->vma));
+	hmm_map_pud(w);
 	pudp = hmm_pud(w->mm, w->base);
-	saved = pudp_get(pudp);
-	*pudp = hmm_make_pud(row->entry);
-	for (i = 0; i < 2 * ARRAY_SIZE(pages); i++)
-		hmm_expect_leaf(w, row, PUD_ORDER, pages[i / 2], i & 1);
-	*pudp = saved;
-	hmm_world_change_vma(w, VM_READ);
+	KUNIT_ASSERT_TRUE(test, pud_none(pudp_get(pudp)));
+	/* Faults ask a mapping for a PUD only if it is mixed and wants such. */
+	hmm_world_change_vma(w, hmm_world_vma_flags(row->vma) | VM_MIXEDMAP | VM_HUGEPAGE);
+	for (i = 0; i < 2 * ARRAY_SIZE(pages); i++) {
+		*pudp = hmm_make_pud(row->entry);
+		hmm_expect_pud(w, row, pages[i / 2], i & 1);
+	}
+	*pudp = __pud(0);
+	hmm_world_change_vma(w, VM_READ | VM_WRITE);
 }
 #endif /* CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD */
 
 #ifdef CONFIG_HUGETLBFS
-/* Hugetlb entries, of no memory either */
+/* Hugetlb entries */
 
 static bool hmm_hugetlb_possible(const struct hmm_row *row)
 {
 	if (row->vma != REF_VMA_WRITABLE && row->vma != REF_VMA_READ_ONLY)
 		return false;
-	if (hmm_ref_answer(row->vma, row->entry, row->request) == REF_FAULT)
-		return false;
 	switch (row->entry) {
+	case REF_PROTNONE:
+		/* No kernel makes one, so that faults do not know what to do. */
+		return hmm_ref_answer(row->vma, row->entry, row->request) != REF_FAULT &&
+		       hmm_world_possible(row->vma, row->entry);
 	case REF_EMPTY:
 	case REF_WRITABLE:
 	case REF_READ_ONLY:
-	case REF_PROTNONE:
 	case REF_MIGRATION_READ:
 	case REF_MIGRATION_EXCLUSIVE:
 	case REF_MIGRATION_WRITE:
@@ -386,6 +472,7 @@ static bool hmm_hugetlb_possible(const struct hmm_row *row)
 	case REF_GUARD:
 	case REF_POISON:
 	case REF_MIXED_MARKER:
+	case REF_HWPOISON:
 		return hmm_world_possible(row->vma, row->entry);
 	default:
 		return false;
@@ -397,13 +484,6 @@ static const void *hmm_hugetlb_gen_params(struct kunit *test, const void *prev, 
 	static struct hmm_row row;
 
 	return hmm_world_row_gen(&row, prev, desc, hmm_hugetlb_possible);
-}
-
-static pte_t hmm_make_hugetlb(struct hmm_world *w, enum hmm_ref_entry entry)
-{
-	pte_t pte = pte_mkhuge(pfn_pte(0, PAGE_SHARED));
-
-	return entry == REF_EMPTY ? __pte(0) : hmm_world_make_pte(w, entry, pte);
 }
 
 static void hmm_unmount(void *mount)
@@ -425,7 +505,7 @@ static struct file *hmm_hugetlb_file(struct kunit *test)
 
 	KUNIT_ASSERT_NOT_NULL(test, type);
 	mount = kern_mount(type);
-	put_filesystem(type);
+	module_put(type->owner);
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, mount);
 	KUNIT_ASSERT_EQ(test, kunit_add_action_or_reset(test, hmm_unmount, mount), 0);
 	root = (struct path) { .mnt = mount, .dentry = mount->mnt_root };
@@ -435,35 +515,28 @@ static struct file *hmm_hugetlb_file(struct kunit *test)
 	return file;
 }
 
-static void hmm_map_hugetlb(struct hmm_world *w)
+static void hmm_prepare_hugetlb(struct hmm_world *w)
 {
-	char byte;
+	struct hmm_row row = { REF_VMA_WRITABLE, REF_WRITABLE, REF_NOTHING };
+	bool built;
 
-	w->base = kunit_vm_mmap(w->test, hmm_hugetlb_file(w->test), 0, PMD_SIZE,
-				PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, 0);
-	KUNIT_ASSERT_FALSE(w->test, !w->base || IS_ERR_VALUE(w->base));
-	hmm_world_watch(w, w->base, PMD_SIZE);
-	/* Whether or not there is a page to be had, there is a table after that. */
-	KUNIT_ASSERT_LE(w->test, copy_from_user(&byte, (void __user *)w->base, 1), 1);
+	hmm_prepare_leaf(w, hmm_hugetlb_file(w->test));
+	built = hmm_build_leaf(w, &row);
+	hmm_tear_down_leaf(w);
+	if (!built)
+		kunit_skip(w->test, "there is no page in the pool of hugetlb pages");
 }
 
 static void hmm_test_hugetlb_table(struct kunit *test)
 {
-	const unsigned long pages[] = { 1, 77, HPAGE_PMD_NR - 1 };
-	const struct hmm_row *row = test->param_value;
-	struct hmm_world *w = test->priv;
-	pmd_t *pmdp, saved;
-	int i;
+	hmm_prepare_hugetlb(test->priv);
+	hmm_try_leaf_row(test->priv, test->param_value);
+}
 
-	hmm_map_hugetlb(w);
-	pmdp = hmm_pmd(w->mm, w->base);
-	saved = pmdp_get(pmdp);
-	*pmdp = __pmd(pte_val(hmm_make_hugetlb(w, row->entry)));
-	hmm_world_change_vma(w, hmm_world_vma_flags(row->vma));
-	for (i = 0; i < 2 * ARRAY_SIZE(pages); i++)
-		hmm_expect_leaf(w, row, PMD_ORDER, pages[i / 2], i & 1);
-	*pmdp = saved;
-	hmm_world_change_vma(w, VM_READ | VM_WRITE);
+static void hmm_test_hugetlb_slices(struct kunit *test)
+{
+	hmm_prepare_hugetlb(test->priv);
+	hmm_try_all_slices(test->priv);
 }
 #endif /* CONFIG_HUGETLBFS */
 
@@ -475,7 +548,9 @@ static struct kunit_case hmm_leaf_cases[] = {
 	KUNIT_CASE_PARAM(hmm_test_pud_table, hmm_pud_gen_params),
 #endif
 #ifdef CONFIG_HUGETLBFS
-	KUNIT_CASE_PARAM(hmm_test_hugetlb_table, hmm_hugetlb_gen_params),
+	KUNIT_CASE_PARAM_ATTR(hmm_test_hugetlb_table, hmm_hugetlb_gen_params,
+			      { .speed = KUNIT_SPEED_SLOW }),
+	KUNIT_CASE_SLOW(hmm_test_hugetlb_slices),
 #endif
 	{}
 };

@@ -475,8 +475,13 @@ static void hmm_set_pmd(struct hmm_world *w, pmd_t from, pmd_t to)
 	pmd_t *pmdp = hmm_pmd(w->mm, w->base);
 	spinlock_t *ptl = pmd_lock(w->mm, pmdp);
 
-	if (pmd_same(pmdp_get(pmdp), from))
-		set_pmd_at(w->mm, w->base, pmdp, to);
+	if (pmd_same(pmdp_get(pmdp), from)) {
+		/* Entries of hugetlb pages would be accounted as others are. */
+		if (w->leaf.file)
+			*pmdp = to;
+		else
+			set_pmd_at(w->mm, w->base, pmdp, to);
+	}
 	spin_unlock(ptl);
 }
 
@@ -485,10 +490,10 @@ void hmm_world_plant_leaf(struct hmm_world *w, enum hmm_ref_entry entry)
 	struct hmm_leaf *leaf = &w->leaf;
 
 	leaf->saved = pmdp_get(hmm_pmd(w->mm, w->base));
-	leaf->planted = hmm_make_pmd(w, entry, leaf->saved);
-	leaf->folio = hmm_is_migration(entry) ? page_folio(pmd_page(leaf->saved)) : NULL;
+	leaf->folio = hmm_needs_lock(entry) ? page_folio(pmd_page(leaf->saved)) : NULL;
 	if (leaf->folio)
 		folio_lock(leaf->folio);
+	leaf->planted = hmm_make_pmd(w, entry, leaf->saved);
 	hmm_set_pmd(w, leaf->saved, leaf->planted);
 	WRITE_ONCE(leaf->has_planted, true);
 }
@@ -553,7 +558,7 @@ int hmm_world_call(struct hmm_world *w, bool locked)
 
 /* Ask for the pages on both sides of @addr in the same way. */
 int hmm_world_ask_around(struct hmm_world *w, unsigned long addr, unsigned long request,
-			  bool locked)
+			 bool locked)
 {
 	w->pfns[0] = HMM_STICKY;
 	w->pfns[1] = HMM_STICKY;
@@ -586,7 +591,7 @@ static bool hmm_row_next(struct hmm_row *row)
 }
 
 const void *hmm_world_row_gen(struct hmm_row *row, const void *prev, char *desc,
-			       bool (*possible)(const struct hmm_row *row))
+			      bool (*possible)(const struct hmm_row *row))
 {
 	if (!prev)
 		*row = (struct hmm_row) {};

@@ -58,7 +58,8 @@ struct hmm_case {
  * @saved: what was there before another entry was planted
  * @planted: that
  * @has_planted: it is not yet put back
- * @folio: what migrates, if anything does
+ * @folio: what is locked while an entry is planted, if anything is
+ * @file: of hugetlbfs, if the page is to be one of that
  * @pfns: elements for all of the page, and one before and behind it
  */
 struct hmm_leaf {
@@ -66,6 +67,7 @@ struct hmm_leaf {
 	pmd_t planted;
 	bool has_planted;
 	struct folio *folio;
+	struct file *file;
 	unsigned long *pfns;
 };
 
