@@ -15,7 +15,9 @@
 #include <linux/mm.h>
 #include <linux/pagewalk.h>
 #include <linux/secretmem.h>
+#include <linux/swap.h>
 
+#include "../internal.h"
 #include "hmm_oracle.h"
 
 static const struct hmm_oracle oracle_empty;
@@ -210,3 +212,29 @@ struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
 	return oracle;
 }
 EXPORT_SYMBOL_FOR_MODULES(hmm_oracle, "test_hmm,hmm_walk_test");
+
+/**
+ * hmm_oracle_page_out() - have a page written to swap
+ * @addr: of a page of the calling task that is anonymous memory
+ *
+ * For tests to have a swap entry that can be faulted.
+ *
+ * Context: The mmap lock is not held.
+ * Return: whether it is out.
+ */
+bool hmm_oracle_page_out(unsigned long addr)
+{
+	struct folio *folio;
+	struct page *page;
+	LIST_HEAD(folios);
+
+	if (get_user_pages_unlocked(addr, 1, &page, 0) != 1)
+		return false;
+	folio = page_folio(page);
+	lru_add_drain();
+	if (folio_isolate_lru(folio))
+		list_add(&folio->lru, &folios);
+	folio_put(folio);
+	return reclaim_pages(&folios) == 1;
+}
+EXPORT_SYMBOL_FOR_MODULES(hmm_oracle_page_out, "hmm_walk_test");

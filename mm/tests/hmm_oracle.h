@@ -18,5 +18,6 @@ struct hmm_oracle {
 
 struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
 			     void *owner);
+bool hmm_oracle_page_out(unsigned long addr);
 
 #endif

@@ -34,10 +34,10 @@ MODULE_PARM_DESC(walks, "how many random cases to try");
 
 /* What the reference says */
 
-/* There is no swap to fault in from: hmm-tests has some. */
-static bool hmm_needs_swap(enum hmm_ref_entry entry, enum hmm_ref_answer answer)
+/* Is this a fault for which there has to be swap, and is none? */
+static bool hmm_lacks_swap(enum hmm_ref_entry entry, enum hmm_ref_answer answer)
 {
-	return entry == REF_SWAP && answer == REF_FAULT;
+	return entry == REF_SWAP && answer == REF_FAULT && !hmm_world_has_swap();
 }
 
 static enum hmm_ref_entry hmm_entry(const struct hmm_case *c, unsigned long page)
@@ -217,7 +217,7 @@ static bool hmm_try(struct hmm_world *w, const struct hmm_case *c)
 static bool hmm_row_possible(const struct hmm_row *row)
 {
 	return hmm_world_possible(row->vma, row->entry) &&
-	       !hmm_needs_swap(row->entry, hmm_ref_answer(row->vma, row->entry, row->request));
+	       !hmm_lacks_swap(row->entry, hmm_ref_answer(row->vma, row->entry, row->request));
 }
 
 static const void *hmm_row_gen_params(struct kunit *test, const void *prev, char *desc)
@@ -353,7 +353,7 @@ static void hmm_random_page(struct rnd_state *rnd, struct hmm_case *c, unsigned 
 	    hmm_random(rnd, 16))
 		p->in &= ~HMM_WRITE;
 	answer = hmm_answer(c, page);
-	if (hmm_needs_swap(p->entry, answer) ||
+	if (hmm_lacks_swap(p->entry, answer) ||
 	    (hmm_is_migration(p->entry) && answer == REF_FAULT && hmm_random(rnd, 16)))
 		p->entry = REF_READ_ONLY;
 }

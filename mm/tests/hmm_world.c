@@ -9,9 +9,11 @@
 #include <linux/memremap.h>
 #include <linux/mman.h>
 #include <linux/sched/mm.h>
+#include <linux/swap.h>
 #include <linux/swapops.h>
 #include <linux/uaccess.h>
 
+#include "hmm_oracle.h"
 #include "hmm_world.h"
 
 /* A pfn that is that of no page. */
@@ -188,6 +190,12 @@ bool hmm_world_possible(enum hmm_ref_vma vma, enum hmm_ref_entry entry)
 	default:
 		return true;
 	}
+}
+
+/* Swap entries are real where there is swap. Others cannot be faulted. */
+bool hmm_world_has_swap(void)
+{
+	return IS_ENABLED(CONFIG_SWAP) && get_nr_swap_pages() > 0;
 }
 
 /* A page stays locked for as long as it migrates, and while it is poisoned. */
@@ -405,6 +413,8 @@ static bool hmm_enter(struct hmm_world *w, unsigned long page)
 		return true;
 	if (!hmm_touch(w, page))
 		return false;
+	if (entry == REF_SWAP && hmm_world_has_swap())
+		return hmm_oracle_page_out(hmm_addr(w, page));
 	return entry == REF_EMPTY || entry == REF_WRITABLE || entry == REF_ZERO ||
 	       hmm_plant(w, page);
 }

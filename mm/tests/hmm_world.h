@@ -150,6 +150,7 @@ static inline pud_t *hmm_pud(struct mm_struct *mm, unsigned long addr)
 
 /* What a kernel can have, and rows of the table that it can */
 bool hmm_world_possible(enum hmm_ref_vma vma, enum hmm_ref_entry entry);
+bool hmm_world_has_swap(void);
 const void *hmm_world_row_gen(struct hmm_row *row, const void *prev, char *desc,
 			      bool (*possible)(const struct hmm_row *row));
 
