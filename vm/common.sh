@@ -28,6 +28,18 @@ OVERLAY=${OVERLAY-$WHOLE_OVERLAY}
 export BUILD IMAGE OVERLAY DEBUG V=${V:-}
 export LC_ALL=C.UTF-8
 
+# Runs the KUnit suites in the virtual machine, and says KTAP. Allocations that
+# may sleep can fail there, too, for the tests that ask for it.
+KUNIT_SUITES='
+	echo N >/sys/kernel/debug/failslab/ignore-gfp-wait
+	echo KTAP version 1
+	set -- /sys/kernel/debug/kunit/hmm*
+	echo 1..$#
+	for suite; do
+		echo 1 >"$suite/run"
+		grep -v -e "^KTAP version" -e "^1\.\.1$" "$suite/results"
+	done'
+
 # The kernel's make is to know nothing of the make that called, or of settings
 # that the caller's shell has for other builds.
 unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL ARCH SUBARCH CROSS_COMPILE LLVM \
