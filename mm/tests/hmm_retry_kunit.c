@@ -478,6 +478,101 @@ static void hmm_test_dead_mm(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_UNTOUCHED);
 }
 
+/*
+ * There is no memory to keep the requests in. That an allocation that may sleep
+ * fails has to be allowed by no in failslab's ignore-gfp-wait.
+ */
+static void hmm_test_no_memory(struct kunit *test)
+{
+#ifdef CONFIG_FAILSLAB
+	struct hmm_fixture *t = test->priv;
+	void *memory;
+
+	t->call = &hmm_calls[HMM_CALL_UNLOCKED];
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_ask(t, 0, 2);
+	memset_l(t->pfns, HMM_WRITE, 2);
+	t->range.pfn_flags_mask = HMM_WRITE;
+
+	current->fail_nth = 1;
+	memory = kmalloc(8, GFP_KERNEL | __GFP_NOWARN);
+	current->fail_nth = memory ? 0 : 1;
+	kfree(memory);
+	if (memory)
+		kunit_skip(test, "failslab spares what may sleep");
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, current->fail_nth, 0);
+	current->fail_nth = 0;
+	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_WRITE);
+	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 0);
+#else
+	kunit_skip(test, "needs CONFIG_FAILSLAB");
+#endif
+}
+
+/**
+ * struct hmm_killer - who kills a task that waits for a lock
+ * @work: runs hmm_kill_waiter()
+ * @mm: has the lock
+ * @task: who waits for it
+ * @locked: that the lock is held
+ * @over: that the task waits no more
+ * @late: whether that took too long
+ */
+struct hmm_killer {
+	struct work_struct work;
+	struct mm_struct *mm;
+	struct task_struct *task;
+	struct completion locked;
+	struct completion over;
+	bool late;
+};
+
+static void hmm_kill_waiter(struct work_struct *work)
+{
+	struct hmm_killer *killer = container_of(work, struct hmm_killer, work);
+	int tries = 0;
+
+	mmap_write_lock(killer->mm);
+	complete(&killer->locked);
+	while (!rwsem_is_contended(&killer->mm->mmap_lock) && ++tries < 1000)
+		fsleep(1000);
+	send_sig(SIGKILL, killer->task, 1);
+	killer->late = !wait_for_completion_timeout(&killer->over, 5 * HZ);
+	mmap_write_unlock(killer->mm);
+}
+
+static void hmm_test_killed_waiting(struct kunit *test)
+{
+	struct hmm_killer killer = { .task = current };
+	struct hmm_fixture *t = test->priv;
+	int ret;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_ask(t, 0, 1);
+	t->pfns[0] = HMM_UNTOUCHED;
+	t->range.default_flags = HMM_READ;
+	allow_signal(SIGKILL);
+	killer.mm = t->mm;
+	init_completion(&killer.locked);
+	init_completion(&killer.over);
+	INIT_WORK_ONSTACK(&killer.work, hmm_kill_waiter);
+	schedule_work(&killer.work);
+	wait_for_completion(&killer.locked);
+
+	ret = hmm_range_fault_unlocked_timeout(&t->range, 0);
+	complete(&killer.over);
+	flush_work(&killer.work);
+	destroy_work_on_stack(&killer.work);
+	flush_signals(current);
+	disallow_signal(SIGKILL);
+
+	KUNIT_EXPECT_EQ(test, ret, -EINTR);
+	KUNIT_EXPECT_FALSE(test, killer.late);
+	hmm_expect_untouched(t, 0, 1);
+	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 0);
+}
+
 /* The suite */
 
 static struct kunit_case hmm_retry_cases[] = {
@@ -491,8 +586,10 @@ static struct kunit_case hmm_retry_cases[] = {
 	KUNIT_CASE_SLOW(hmm_test_slow_faults),
 	KUNIT_CASE_SLOW(hmm_test_slow_lock),
 	HMM_CASE(fatal_signal),
+	KUNIT_CASE(hmm_test_killed_waiting),
 	KUNIT_CASE(hmm_test_reaped_mm),
 	KUNIT_CASE(hmm_test_dead_mm),
+	KUNIT_CASE(hmm_test_no_memory),
 	{}
 };
 
