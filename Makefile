@@ -5,6 +5,7 @@
 #:   make test     all tests: checks, KUnit (User Mode Linux and VM), kselftests;
 #:                 in the VM on a kernel that checks itself, too (see DEBUG)
 #:   make check    checkpatch, W=1, sparse and kernel-doc over the patch
+#:   make coverage   which lines and branches of mm/hmm*.c the KUnit suites run
 #:   make shell    an interactive shell in the virtual machine
 #:   make vm CMD='…' [FILES='a b']
 #:                 run CMD in the virtual machine, where copies of FILES are,
@@ -37,10 +38,10 @@ endif
 $(STATUS): vm/status.c
 	@vm/deps && mkdir -p $(@D) && gcc -Wall -Wextra -shared -fPIC -o $@ $<
 
-.PHONY: run test check shell vm apply clean help
+.PHONY: run test check coverage shell vm apply clean help
 .NOTPARALLEL:
 
-run test check shell vm apply clean:
+run test check coverage shell vm apply clean:
 	@vm/$@
 
 help:

@@ -15,9 +15,12 @@ LOGS=$BUILD/logs
 SERIES=7.3
 JOBS=${JOBS:-$(nproc)}
 
-# The kernel that checks itself has folders of its own beside the other's.
+# The kernel that checks itself, and the one that counts which of its lines run,
+# have folders of their own beside the plain one's.
 DEBUG=${DEBUG:-}
-IMAGE=$BUILD/vm${DEBUG:+_debug}
+COVERAGE=${COVERAGE:-}
+KIND=${DEBUG:+_debug}${COVERAGE:+_coverage}
+IMAGE=$BUILD/vm$KIND
 
 # The folders of the project that are part of the kernel patch. Fewer of them
 # make a tree to compare with: OVERLAY="include mm" keeps the base tree's own
@@ -25,7 +28,7 @@ IMAGE=$BUILD/vm${DEBUG:+_debug}
 WHOLE_OVERLAY="include lib mm tools Documentation"
 OVERLAY=${OVERLAY-$WHOLE_OVERLAY}
 
-export BUILD IMAGE OVERLAY DEBUG V=${V:-}
+export BUILD IMAGE OVERLAY DEBUG COVERAGE V=${V:-}
 export LC_ALL=C.UTF-8
 
 # Runs the KUnit suites in the virtual machine, and says KTAP. Allocations that
