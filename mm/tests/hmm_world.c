@@ -8,9 +8,11 @@
 #include <linux/leafops.h>
 #include <linux/memremap.h>
 #include <linux/mman.h>
+#include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
+#include <linux/topology.h>
 #include <linux/uaccess.h>
 
 #include "hmm_oracle.h"
@@ -618,16 +620,30 @@ const void *hmm_world_row_gen(struct hmm_row *row, const void *prev, char *desc,
 
 /* The suite */
 
+/*
+ * A fault on a protnone entry moves a page of another node to this one, if it
+ * can, and what was writable then takes a fault more to be that again. Where
+ * pages are has to be no matter of where the scheduler puts the test.
+ */
+static int hmm_stay_on_node(void)
+{
+	return set_cpus_allowed_ptr(current, cpumask_of_node(numa_node_id()));
+}
+
 int hmm_world_init(struct kunit *test)
 {
 	struct hmm_world *w = kunit_kzalloc(test, sizeof(*w), GFP_KERNEL);
 	unsigned long size = HMM_PAGES << PAGE_SHIFT, start;
+	int ret;
 
 	if (!w)
 		return -ENOMEM;
 	w->test = test;
 	INIT_WORK(&w->mover, hmm_move);
 	test->priv = w;
+	ret = hmm_stay_on_node();
+	if (ret)
+		return ret;
 
 	/* Address space that nobody else takes. */
 	start = kunit_vm_mmap(test, NULL, 0, 3 * PMD_SIZE, PROT_NONE,
