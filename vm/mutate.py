@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: GPL-2.0
+"""mutate.py: run the KUnit suites against every fault of vm/mutants, and judge the suites.
+
+One kernel holds all of them: a copy of the source file for each, that differs in one place, and in
+the file's own place a switch that calls the copy chosen by the boot parameter hmm.mutant. So two
+builds, of User Mode Linux and of the virtual machine's kernel, serve every mutant, and a mutant is
+one boot. All of that is in $BUILD/mutate, which has its own copy of the project and of the tree.
+
+A mutant is killed when a test fails, or the kernel complains, hangs or dies. Those that live under
+User Mode Linux are tried in the virtual machine. The exit status is 0 when just those live that
+are listed as equivalent.
+
+MUTANTS='name pattern*' runs those alone.
+"""
+import concurrent.futures
+import difflib
+import fnmatch
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import splats
+
+TOP = Path(__file__).resolve().parent.parent
+BUILD = Path(os.environ["BUILD"])
+WORK = BUILD / "mutate"
+PATCH = WORK / "patch"          # the copy of the project
+LIST = TOP / "vm/mutants"
+AT_ONCE = 2
+UM_LIMIT, VM_LIMIT = 60, 300    # seconds; a suite that passes needs a tenth of that
+
+# The calls that the switch passes on, as they are declared, with their arguments' names.
+CALLS = {
+    "mm/hmm.c": (
+        "int hmm_range_fault(struct hmm_range *range)",
+        "int hmm_range_fault_unlocked_timeout(struct hmm_range *range, unsigned long timeout)",
+    ),
+    "mm/hmm_dma.c": (
+        "int hmm_dma_map_alloc(struct device *dev, struct hmm_dma_map *map, size_t nr_entries, "
+        "size_t dma_entry_size)",
+        "dma_addr_t hmm_dma_map_pfn(struct device *dev, struct hmm_dma_map *map, size_t idx, "
+        "struct pci_p2pdma_map_state *p2pdma_state)",
+        "bool hmm_dma_unmap_pfn(struct device *dev, struct hmm_dma_map *map, size_t idx)",
+        "void hmm_dma_map_free(struct device *dev, struct hmm_dma_map *map)",
+    ),
+}
+HEADERS = ("linux/hmm.h", "linux/hmm-dma.h", "linux/export.h", "linux/moduleparam.h",
+           "linux/pci-p2pdma.h")
+
+# Each suite of the virtual machine's kernel; what failed is the output.
+RUN_SUITES = """
+echo {number} >/sys/module/hmm/parameters/mutant || exit 99
+for suite in /sys/kernel/debug/kunit/hmm*; do
+    echo 1 >$suite/run
+    if grep "^ *not ok" $suite/results || ! grep -q "^ok" $suite/results; then exit 1; fi
+done
+"""
+RUN_COMMAND = "echo {number} >/sys/module/hmm/parameters/mutant || exit 99\ncd /selftests; {by}\n"
+
+
+class Trouble(Exception):
+    """Something that is not for a mutant to answer for."""
+
+
+def say(text):
+    print(f"hmm: {text}", file=sys.stderr, flush=True)
+
+
+# The list
+
+class Mutant:
+    """One entry: a name, a file, perhaps a reason or a command, and a hunk as in a diff."""
+
+    def __init__(self, head, hunk):
+        words = re.fullmatch(r"(\w+) (\S+)(?: (equivalent|by): (.+))?", head)
+        if not words or words[2] not in CALLS:
+            raise Trouble(f"'{head}' in vm/mutants is no entry. Write 'name file', the file being "
+                          f"one of {', '.join(CALLS)}, and then a hunk as in a diff.")
+        self.name, self.file = words[1], words[2]
+        self.equivalent = words[4] if words[3] == "equivalent" else None
+        self.by = words[4] if words[3] == "by" else None
+        self.number = 0
+        self.old = [row[1:] for row in hunk if row[0] in " -"]
+        self.new = [row[1:] for row in hunk if row[0] in " +"]
+
+    def stale(self, lines):
+        """What is wrong with the entry for a file of these lines, or None."""
+        count = len(self.places(lines))
+        if count == 1 and self.old != self.new:
+            return None
+        return f"{self.name}: {self.file} has these lines {count} times: {self.old[0].strip()}" \
+            if self.old != self.new else f"{self.name}: it changes nothing"
+
+    def places(self, lines):
+        size = len(self.old)
+        return [i for i in range(len(lines)) if lines[i:i + size] == self.old] if size else []
+
+    def apply(self, lines):
+        place = self.places(lines)[0]
+        return [*lines[:place], *self.new, *lines[place + len(self.old):]]
+
+
+def read_list():
+    """Every mutant, numbered from 1. All entries that are stale are told at once."""
+    mutants = []
+    for block in re.split(r"\n\s*\n", LIST.read_text()):
+        rows = [row for row in block.split("\n") if row and not row.startswith("#")]
+        if rows:
+            mutants.append(Mutant(rows[0], rows[1:]))
+    names = [m.name for m in mutants]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise Trouble(f"vm/mutants has two entries named {', '.join(twice)}. Rename one.")
+    wrong = [m.stale(source(m.file)) for m in mutants]
+    if any(wrong):
+        raise Trouble("vm/mutants is stale; each entry's lines have to be in the file once. Write "
+                      "these anew, with more lines around them if need be:\n    " +
+                      "\n    ".join(w for w in wrong if w))
+    for number, mutant in enumerate(mutants, 1):
+        mutant.number = number
+    return mutants
+
+
+def source(file):
+    return (TOP / file).read_text().split("\n")
+
+
+def chosen(mutants):
+    patterns = os.environ.get("MUTANTS", "").split() or ["*"]
+    for pattern in patterns:
+        if not fnmatch.filter([m.name for m in mutants], pattern):
+            raise Trouble(f"MUTANTS: vm/mutants has no '{pattern}'.")
+    return [m for m in mutants if any(fnmatch.fnmatch(m.name, p) for p in patterns)]
+
+
+# The copy of the project
+
+def put(path, text):
+    """Write what differs, so that the rest is not built again."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def copy_project():
+    """The project as it is, but for the files that the mutants are made of."""
+    files = [TOP / n for n in ("Makefile.patch", "Kconfig.fragment")]
+    for folder in ("vm", "patches", *os.environ["OVERLAY"].split()):
+        files += [p for p in (TOP / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    for path in files:
+        name = path.relative_to(TOP)
+        if str(name) not in CALLS:
+            put(PATCH / name, path.read_text())
+            shutil.copymode(path, PATCH / name)
+    return {PATCH / p.relative_to(TOP) for p in files}
+
+
+def call_name(call):
+    return re.search(r"(\w+)\(", call)[1]
+
+
+def variant(file, lines, number):
+    """A file of its own, whose calls have the number in their names."""
+    renamed = [f"#define {call_name(c)} {call_name(c)}_{number}" for c in CALLS[file]]
+    return "\n".join([*renamed, f'#line 1 "{file}"', *lines])
+
+
+def switch(file, numbers):
+    """What stands in the file's place. Number 0 is the file without a fault."""
+    rows = ["// SPDX-License-Identifier: GPL-2.0", *(f"#include <{h}>" for h in HEADERS)]
+    if file == "mm/hmm.c":
+        rows += ["unsigned int hmm_mutant;", "module_param_named(mutant, hmm_mutant, uint, 0644);"]
+    else:
+        rows += ["extern unsigned int hmm_mutant;"]
+    for call in CALLS[file]:
+        name = call_name(call)
+        arguments = ", ".join(re.findall(r"(\w+)[,)]", call))
+        rows += [f"typeof({name}) {name}_0, " + ", ".join(f"{name}_{n}" for n in numbers) + ";",
+                 call, "{", "\tswitch (hmm_mutant) {",
+                 *(f"\tcase {n}: return {name}_{n}({arguments});" for n in numbers),
+                 f"\tdefault: return {name}_0({arguments});", "\t}", "}",
+                 f"EXPORT_SYMBOL_GPL({name});"]
+    return "\n".join(rows) + "\n"
+
+
+def kernel_patch(base):
+    """Has mm/Makefile descend into the folder of the mutants."""
+    old = (base / "mm/Makefile").read_text().splitlines(keepends=True)
+    rows = difflib.unified_diff(old, [*old, "obj-$(CONFIG_HMM_MIRROR) += mutants/\n"],
+                                "a/mm/Makefile", "b/mm/Makefile")
+    return "".join(rows)
+
+
+def make_project(mutants):
+    wanted, objects = copy_project(), []
+
+    def write(name, text):
+        put(PATCH / name, text)
+        wanted.add(PATCH / name)
+
+    for file in CALLS:
+        stem = Path(file).stem
+        mine = [m for m in mutants if m.file == file]
+        variants = {f"{stem}_0": variant(file, source(file), 0)}
+        for m in mine:
+            variants[m.name] = variant(file, m.apply(source(file)), m.number)
+        for name, text in variants.items():
+            write(f"mm/mutants/{name}.c", text)
+            objects.append(f"{name}.o")
+        write(file, switch(file, [m.number for m in mine]))
+    write("mm/mutants/Makefile", "ccflags-y := -w\n" + "".join(f"obj-y += {o}\n" for o in objects))
+    write("patches/mutants.patch", kernel_patch(BUILD / "base"))
+    for path in PATCH.rglob("*"):
+        if path.is_file() and path not in wanted:
+            path.unlink()
+
+
+def build():
+    """Both kernels, by the copy's own scripts. Its base is the build folder's."""
+    (WORK / "logs").mkdir(parents=True, exist_ok=True)
+    if not (WORK / "base").exists():
+        (WORK / "base").symlink_to("../base")
+    if not (WORK / "base.from").exists() or \
+            (WORK / "base.from").read_text() != (BUILD / "base.from").read_text():
+        shutil.copy2(BUILD / "base.from", WORK / "base.from")
+    for command in (["overlay"], ["build", "um"], ["build", "x86_64"]):
+        if subprocess.run([PATCH / "vm" / command[0], *command[1:]], env=environment(),
+                          stdin=subprocess.DEVNULL, check=False).returncode:
+            raise Trouble("The kernel with the mutants in it could not be built. If one of them "
+                          "does not compile, mend its entry in vm/mutants.")
+
+
+def environment():
+    return {**os.environ, "BUILD": str(WORK), "IMAGE": str(WORK / "vm"), "DEBUG": ""}
+
+
+# Running
+
+class Runs:
+    """The kernels that run now, to be ended with this program."""
+
+    def __init__(self):
+        self.lock, self.children, self.ended = threading.Lock(), set(), False
+
+    def start(self, command, **how):
+        with self.lock:
+            if self.ended:
+                raise Trouble("Interrupted.")
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True,
+                                     **how)
+            self.children.add(child)
+            return child
+
+    def stop(self, child, signum=signal.SIGKILL):
+        with self.lock:
+            self.children.discard(child)
+        try:
+            os.killpg(child.pid, signum)
+        except ProcessLookupError:
+            pass
+        child.wait()
+
+    def end(self, *_):
+        with self.lock:
+            self.ended = True
+            children = list(self.children)
+        for child in children:
+            self.stop(child, signal.SIGTERM)
+            self.stop(child)
+
+
+RUNS = Runs()
+
+
+def failure(line):
+    """The name of the test that this line says failed."""
+    found = re.match(r" *not ok \d+ *(?:- )?(.*)", line)
+    return found[1] if found and not re.search(r"# *(SKIP|TODO)", line, re.I) else None
+
+
+def run_um(mutant):
+    """What kills the mutant under User Mode Linux, or None. The first failure is enough."""
+    log = WORK / "logs" / f"um.{mutant.name}.log"
+    child = RUNS.start([WORK / "um/linux", "mem=1G", "console=tty", "kunit.enable=1",
+                        "kunit_shutdown=halt", f"uml_dir={WORK}/um.run/",
+                        f"hmm.mutant={mutant.number}"],
+                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    verdict, end = None, time.monotonic() + UM_LIMIT
+    planned, passed, rest = None, 0, b""
+    try:
+        with open(log, "wb") as out:
+            while verdict is None:
+                if not select.select([child.stdout], [], [], max(0, end - time.monotonic()))[0]:
+                    verdict = f"no end after {UM_LIMIT} s"
+                    break
+                data = os.read(child.stdout.fileno(), 65536)
+                if not data:
+                    break
+                out.write(data)
+                *lines, rest = (rest + data).split(b"\n")
+                for line in (x.decode(errors="replace").rstrip("\r") for x in lines):
+                    verdict = verdict or failure(line)
+                    plan = re.match(r"1\.\.(\d+)", line)
+                    planned = int(plan[1]) if plan else planned
+                    passed += line.startswith("ok ")
+    finally:
+        RUNS.stop(child)
+    if verdict is None and splats.find(log):
+        verdict = "the kernel complained"
+    if verdict is None and passed != planned:
+        verdict = "the kernel died"
+    return verdict
+
+
+def run_vm(mutant):
+    """The same for the virtual machine."""
+    return in_vm(mutant, RUN_SUITES) or (in_vm(mutant, RUN_COMMAND) if mutant.by else None)
+
+
+def in_vm(mutant, command):
+    command = command.format(number=mutant.number, by=mutant.by)
+    name = f"vm.{mutant.name}"
+    child = RUNS.start([PATCH / "vm/boot", "--name", name, "--timeout", str(VM_LIMIT),
+                        "--command", command], env=environment(), text=True,
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, words = child.communicate()
+    RUNS.stop(child, signal.SIGTERM)
+    (WORK / "logs" / f"{name}.log").write_text(out + words)
+    if child.returncode == 99:
+        raise Trouble(f"The virtual machine's kernel has no mutants in it: {words.strip()}")
+    failed = [f for f in map(failure, out.split("\n")) if f]
+    return {0: None, 123: "the kernel complained", 124: f"no end after {VM_LIMIT} s",
+            125: "the kernel died"}.get(child.returncode, (failed or [mutant.by])[0])
+
+
+def each(mutants, run, where):
+    """Run all, a few at a time; tell of each when it is known. Return those that live."""
+    living = []
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        jobs = {pool.submit(run, m): m for m in mutants}
+        for job in concurrent.futures.as_completed(jobs):
+            mutant, verdict = jobs[job], job.result()
+            if verdict:
+                print(f"{'KILLED' if mutant.equivalent else 'killed'} {mutant.name} "
+                      f"({where}: {verdict})", flush=True)
+            else:
+                living.append(mutant)
+    return sorted(living, key=lambda m: m.number)
+
+
+def judge(mutants):
+    clean = Mutant("clean mm/hmm.c", [])
+    for run, where in ((run_um, "User Mode Linux"), (run_vm, "the virtual machine")):
+        verdict = run(clean)
+        if verdict:
+            raise Trouble(f"The suites fail in {where} without a fault: {verdict}. Mend that "
+                          "first.")
+    say(f"running {len(mutants)} mutants under User Mode Linux")
+    living = each(mutants, run_um, "um")
+    say(f"running {len(living)} that lived in the virtual machine")
+    living = each(living, run_vm, "vm")
+    for m in living:
+        print(f"equivalent {m.name}: {m.equivalent}" if m.equivalent else f"SURVIVED {m.name}")
+    wrong = [m.name for m in mutants if m.equivalent and m not in living]
+    survivors = sum(not m.equivalent for m in living)
+    if wrong:
+        say(f"error: listed as equivalent in vm/mutants, and killed: {', '.join(wrong)}. Take the "
+            "reason away there.")
+    if survivors:
+        say("error: write a test that sees each survivor, or the reason why none can into "
+            "vm/mutants.")
+    print(f"{len(mutants) - len(living)} killed, {survivors} survived, "
+          f"{len(living) - survivors} equivalent")
+    return 1 if survivors or wrong else 0
+
+
+def interrupted(signum, _frame):
+    RUNS.end()
+    os._exit(128 + signum)
+
+
+def main():
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, interrupted)
+    began = time.monotonic()
+    try:
+        every = read_list()
+        mutants = chosen(every)
+        make_project(every)
+        build()
+        status = judge(mutants)
+    except (Trouble, OSError) as err:
+        RUNS.end()
+        say(f"error: {err}")
+        return 1
+    say(f"took {int(time.monotonic() - began) // 60} minutes; the logs are in {WORK}/logs")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
