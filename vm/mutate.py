@@ -231,8 +231,7 @@ def build():
             (WORK / "base.from").read_text() != (BUILD / "base.from").read_text():
         shutil.copy2(BUILD / "base.from", WORK / "base.from")
     for command in (["overlay"], ["build", "um"], ["build", "x86_64"]):
-        if subprocess.run([PATCH / "vm" / command[0], *command[1:]], env=environment(),
-                          stdin=subprocess.DEVNULL, check=False).returncode:
+        if RUNS.start([PATCH / "vm" / command[0], *command[1:]], env=environment()).wait():
             raise Trouble("The kernel with the mutants in it could not be built. If one of them "
                           "does not compile, mend its entry in vm/mutants.")
 
@@ -253,8 +252,9 @@ class Runs:
         with self.lock:
             if self.ended:
                 raise Trouble("Interrupted.")
+            # The build folder's lock is theirs, too, until they end.
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True,
-                                     **how)
+                                     close_fds=False, **how)
             self.children.add(child)
             return child
 
@@ -272,7 +272,10 @@ class Runs:
             self.ended = True
             children = list(self.children)
         for child in children:
-            self.stop(child, signal.SIGTERM)
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGTERM)
+        time.sleep(1 if children else 0)    # for vm/boot and vm/step.py to end theirs
+        for child in children:
             self.stop(child)
 
 
@@ -293,7 +296,7 @@ def run_um(mutant):
                         f"hmm.mutant={mutant.number}"],
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     verdict, end = None, time.monotonic() + UM_LIMIT
-    planned, passed, rest = None, 0, b""
+    planned, passed, test, rest = None, 0, "", b""
     try:
         with open(log, "wb") as out:
             while verdict is None:
@@ -306,7 +309,10 @@ def run_um(mutant):
                 out.write(data)
                 *lines, rest = (rest + data).split(b"\n")
                 for line in (x.decode(errors="replace").rstrip("\r") for x in lines):
-                    verdict = verdict or failure(line)
+                    found = re.search(r"# Subtest: (.*)", line)
+                    test = found[1] if found else test
+                    if failure(line):
+                        verdict = verdict or f"{test}, {failure(line)}"
                     plan = re.match(r"1\.\.(\d+)", line)
                     planned = int(plan[1]) if plan else planned
                     passed += line.startswith("ok ")
