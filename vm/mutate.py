@@ -231,7 +231,10 @@ def build():
             (WORK / "base.from").read_text() != (BUILD / "base.from").read_text():
         shutil.copy2(BUILD / "base.from", WORK / "base.from")
     for command in (["overlay"], ["build", "um"], ["build", "x86_64"]):
-        if RUNS.start([PATCH / "vm" / command[0], *command[1:]], env=environment()).wait():
+        child = RUNS.start([PATCH / "vm" / command[0], *command[1:]], env=environment())
+        status = child.wait()
+        RUNS.children.discard(child)
+        if status:
             raise Trouble("The kernel with the mutants in it could not be built. If one of them "
                           "does not compile, mend its entry in vm/mutants.")
 
