@@ -31,11 +31,14 @@ OVERLAY=${OVERLAY-$WHOLE_OVERLAY}
 export BUILD IMAGE OVERLAY DEBUG COVERAGE V=${V:-}
 export LC_ALL=C.UTF-8
 
-# Runs the KUnit suites in the virtual machine, and says KTAP. Allocations that
-# may sleep can fail there, too, for the tests that ask for it.
+# Runs the KUnit suites in the virtual machine, those in modules, too, and says
+# KTAP. Allocations that may sleep can fail there, for the tests that ask for it.
 KUNIT_SUITES='
 	echo N >/sys/kernel/debug/failslab/ignore-gfp-wait
 	echo KTAP version 1
+	for module in $(cd /lib/modules/* && ls | sed -n "s/^\(hmm_.*\)\.ko$/\1/p"); do
+		modprobe "$module" || exit
+	done
 	set -- /sys/kernel/debug/kunit/hmm*
 	echo 1..$#
 	for suite; do
