@@ -18,6 +18,8 @@
 #include <linux/sched/signal.h>
 #include <linux/secretmem.h>
 
+#include "internal.h"
+
 /**
  * DOC: How the walk works
  *
@@ -68,10 +70,24 @@
 #define HMM_STICKY	(HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA | HMM_PFN_P2PDMA_BUS)
 
 /*
- * What a callback returns to end the walk so that a fault can be handled.
- * Positive, as the page walker's channel to its caller is.
+ * How a walk ends, besides with 0 or an error. Positive, as the page walker's
+ * channel to its caller is, and never seen outside of this file.
  */
-#define HMM_WALK_FAULT	1
+enum hmm_walk_end {
+	/* A page has a need: handle the fault, and go on. */
+	HMM_WALK_FAULT = 1,
+	/* The entry is no longer what it was a moment ago: look again. */
+	HMM_WALK_AGAIN,
+	/* The range was invalidated: what was stored is stale. */
+	HMM_WALK_STALE,
+};
+
+/* What keeps a VMA, or the lack of one, as it is. */
+enum hmm_lock {
+	HMM_UNLOCKED,
+	HMM_VMA_LOCKED,
+	HMM_MMAP_LOCKED,
+};
 
 /**
  * struct hmm_walk - the state of one call
@@ -80,15 +96,20 @@
  * @requests: what the caller passed in &hmm_range.hmm_pfns; NULL if the walk
  *	never has to begin again, or if no element counts as a request
  * @cursor: address of the first page without an output
- * @vma: where to handle a fault, valid while the mmap lock stays held
+ * @vma: the VMA at the cursor, or NULL where there is none
+ * @end: where that VMA, that gap or the range ends, whichever is first
+ * @lock: what is held, under which @vma and @end are so
  * @addr: the page to handle a fault for
  * @need: what that page's request lacks
- * @tried: the page whose fault last dropped the mmap lock
+ * @tried: the page whose fault last dropped the lock
  * @excused: jiffies spent on something else than invalidations
- * @may_unlock: the mmap lock is HMM's own and may be dropped by faults
- * @locked: the mmap lock is held
+ * @may_unlock: the lock is HMM's own and may be dropped by faults
+ * @need_mmap_lock: the rest of this VMA needs the mmap lock
+ * @waited: the fault of @tried waited for something, without the lock
+ * @faulted: a fault was handled since the cursor was last at the start
+ * @look_again: a fault was handled, and its page not yet looked at again
  *
- * @vma, @addr and @need are set by the callback that returns %HMM_WALK_FAULT.
+ * @addr and @need are set by hmm_stop().
  */
 struct hmm_walk {
 	struct hmm_range	*range;
@@ -96,12 +117,17 @@ struct hmm_walk {
 	unsigned long		*requests;
 	unsigned long		cursor;
 	struct vm_area_struct	*vma;
+	unsigned long		end;
+	enum hmm_lock		lock;
 	unsigned long		addr;
 	unsigned long		need;
 	unsigned long		tried;
 	unsigned long		excused;
 	bool			may_unlock;
-	bool			locked;
+	bool			need_mmap_lock;
+	bool			waited;
+	bool			faulted;
+	bool			look_again;
 };
 
 /* Requests */
@@ -122,9 +148,9 @@ static bool hmm_has_page_requests(const struct hmm_range *range)
 	return range->pfn_flags_mask & ~range->default_flags & HMM_REQUESTS;
 }
 
-static unsigned long hmm_request(const struct hmm_range *range, unsigned long addr)
+static unsigned long hmm_request(const struct hmm_range *range, unsigned long element)
 {
-	return (*hmm_element(range, addr) & range->pfn_flags_mask) | range->default_flags;
+	return (element & range->pfn_flags_mask) | range->default_flags;
 }
 
 /*
@@ -142,10 +168,12 @@ static unsigned long hmm_need(unsigned long request, unsigned long out)
 static unsigned long hmm_first_need(const struct hmm_range *range, unsigned long start,
 				    unsigned long end, unsigned long out)
 {
+	const unsigned long *element = hmm_element(range, start);
+
 	if (!hmm_has_page_requests(range))
 		return hmm_need(range->default_flags, out) ? start : end;
 
-	while (start < end && !hmm_need(hmm_request(range, start), out))
+	while (start < end && !hmm_need(hmm_request(range, *element++), out))
 		start += PAGE_SIZE;
 	return start;
 }
@@ -185,6 +213,8 @@ static void hmm_rewind(struct hmm_walk *w)
 			pfns[i] |= w->requests[i] & ~HMM_STICKY;
 	}
 	w->cursor = w->range->start;
+	w->need_mmap_lock = false;
+	w->faulted = false;
 }
 
 /* Classifying: from an entry to the output of the first page that it maps */
@@ -250,33 +280,33 @@ static unsigned long hmm_out_softleaf(const struct hmm_walk *w, softleaf_t leaf,
 	return HMM_PFN_ERROR;
 }
 
-static unsigned long hmm_out_pte(struct mm_walk *walk, unsigned long addr, pte_t pte)
+static unsigned long hmm_out_pte(const struct hmm_walk *w, unsigned long addr, pte_t pte)
 {
 	if (pte_none(pte))
 		return 0;
 	if (!pte_present(pte))
-		return hmm_out_softleaf(walk->private, softleaf_from_pte(pte), 0);
+		return hmm_out_softleaf(w, softleaf_from_pte(pte), 0);
 	if (pte_protnone(pte))
 		return 0;
-	if (!vm_normal_page(walk->vma, addr, pte) && !is_zero_pfn(pte_pfn(pte)))
+	if (!vm_normal_page(w->vma, addr, pte) && !is_zero_pfn(pte_pfn(pte)))
 		return HMM_PFN_ERROR;
 	return hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
 }
 
-static unsigned long hmm_out_pmd(struct mm_walk *walk, unsigned long addr, pmd_t pmd)
+static unsigned long hmm_out_pmd(const struct hmm_walk *w, unsigned long addr, pmd_t pmd)
 {
 	if (!pmd_present(pmd))
-		return hmm_out_softleaf(walk->private, softleaf_from_pmd(pmd), PMD_ORDER);
+		return hmm_out_softleaf(w, softleaf_from_pmd(pmd), PMD_ORDER);
 	if (pmd_protnone(pmd))
 		return 0;
-	if (!vm_normal_page_pmd(walk->vma, addr, pmd) && !is_huge_zero_pmd(pmd))
+	if (!vm_normal_page_pmd(w->vma, addr, pmd) && !is_huge_zero_pmd(pmd))
 		return HMM_PFN_ERROR;
 	return hmm_out_valid(pmd_pfn(pmd), pmd_write(pmd), PMD_ORDER);
 }
 
-static unsigned long hmm_out_pud(struct mm_walk *walk, unsigned long addr, pud_t pud)
+static unsigned long hmm_out_pud(const struct hmm_walk *w, unsigned long addr, pud_t pud)
 {
-	if (!vm_normal_page_pud(walk->vma, addr, pud))
+	if (!vm_normal_page_pud(w->vma, addr, pud))
 		return HMM_PFN_ERROR;
 	return hmm_out_valid(pud_pfn(pud), pud_write(pud), PUD_ORDER);
 }
@@ -287,31 +317,27 @@ static unsigned long hmm_out_pud(struct mm_walk *walk, unsigned long addr, pud_t
  * The page at @addr has a need that its output @out leaves. Decide what comes
  * of it: a fault, or the error that says why a fault would not help.
  */
-static int hmm_stop(struct mm_walk *walk, unsigned long addr, unsigned long out)
+static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
 {
-	struct hmm_walk *w = walk->private;
-
 	if (out & HMM_PFN_ERROR)
 		return -EFAULT;
 
-	w->need = hmm_need(hmm_request(w->range, addr), out);
-	if ((w->need & HMM_PFN_REQ_WRITE) && !(walk->vma->vm_flags & VM_WRITE))
+	w->need = hmm_need(hmm_request(w->range, *hmm_element(w->range, addr)), out);
+	if ((w->need & HMM_PFN_REQ_WRITE) && !(w->vma->vm_flags & VM_WRITE))
 		return -EPERM;
 
-	w->vma = walk->vma;
 	w->addr = addr;
 	return HMM_WALK_FAULT;
 }
 
 /* Pages [@start, @end) each have an entry of their own, or none: all alike. */
-static int hmm_resolve_pages(struct mm_walk *walk, unsigned long start,
+static int hmm_resolve_pages(struct hmm_walk *w, unsigned long start,
 			     unsigned long end, unsigned long out)
 {
-	struct hmm_walk *w = walk->private;
 	unsigned long stop = hmm_first_need(w->range, start, end, out);
 
 	hmm_store(w, start, stop, out);
-	return stop < end ? hmm_stop(walk, stop, out) : 0;
+	return stop < end ? hmm_stop(w, stop, out) : 0;
 }
 
 /*
@@ -322,17 +348,16 @@ static int hmm_resolve_pages(struct mm_walk *walk, unsigned long start,
  * stored while there was no entry, and a fault for @start has brought this
  * one: they are stored anew, for they are mapped as @start is.
  */
-static int hmm_resolve_leaf(struct mm_walk *walk, unsigned long start,
+static int hmm_resolve_leaf(struct hmm_walk *w, unsigned long start,
 			    unsigned long end, unsigned int order,
 			    unsigned long out)
 {
 	unsigned long base = ALIGN_DOWN(start, PAGE_SIZE << order);
-	struct hmm_walk *w = walk->private;
 	unsigned long first = max(base, w->range->start);
 	unsigned long stop = hmm_first_need(w->range, start, end, out);
 
 	if (stop < end)
-		return hmm_stop(walk, stop, out);
+		return hmm_stop(w, stop, out);
 
 	if (out & HMM_PFN_VALID)
 		out += (first - base) >> PAGE_SHIFT;
@@ -340,117 +365,152 @@ static int hmm_resolve_leaf(struct mm_walk *walk, unsigned long start,
 	return 0;
 }
 
-/* The callbacks: each takes and releases its own page table lock */
+/* Tables: each level takes and releases its own page table lock */
 
-/* Refused as a whole, whatever the page tables hold. */
-static bool hmm_vma_refused(struct vm_area_struct *vma)
+/*
+ * Are entries of the VMA that look like those of normal pages to be believed?
+ * Without a bit for special ones, a mixed map needs vm_normal_page() to tell.
+ */
+static bool hmm_has_plain_ptes(const struct vm_area_struct *vma)
 {
-	/* Whoever may not read may not write: there is no write-only memory. */
-	return vma->vm_flags & (VM_IO | VM_PFNMAP) ||
-	       !(vma->vm_flags & VM_READ) || vma_is_secretmem(vma);
+	return IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) || !(vma->vm_flags & VM_MIXEDMAP);
 }
 
-static int hmm_test_walk(unsigned long start, unsigned long end, struct mm_walk *walk)
+/*
+ * Nearly all entries are like this, so they are not put through hmm_out_pte(),
+ * which would come to hmm_out_valid() as well: the entry is present, not
+ * protnone, and vm_normal_page() finds a page or a zero page. It finds no page
+ * for a special entry, for a pfn that has no struct page, or in what
+ * hmm_has_plain_ptes() and hmm_vma_refused() turn away.
+ */
+static bool hmm_pte_is_plain(pte_t pte)
 {
-	if (!hmm_vma_refused(walk->vma))
-		return 0;
-	/* One tells the page walker to skip the VMA. */
-	return hmm_resolve_pages(walk, start, end, HMM_PFN_ERROR) ?: 1;
+	return pte_present(pte) && !pte_protnone(pte) && !pte_special(pte) &&
+	       pte_pfn(pte) <= highest_memmap_pfn;
 }
 
-/* There is no entry, or, without a VMA, nothing that could have one. */
-static int hmm_pte_hole(unsigned long start, unsigned long end,
-			__always_unused int depth, struct mm_walk *walk)
+/* What is writable meets every request. */
+static bool hmm_meets(const struct hmm_range *range, unsigned long element, unsigned long out)
 {
-	return hmm_resolve_pages(walk, start, end, walk->vma ? 0 : HMM_PFN_ERROR);
+	return out & HMM_PFN_WRITE || !hmm_need(hmm_request(range, element), out);
 }
 
-static int hmm_pte_range(pmd_t *pmdp, unsigned long start, unsigned long end,
-			 struct mm_walk *walk)
+static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
+			 unsigned long end)
 {
-	struct hmm_walk *w = walk->private;
+	unsigned long *element = hmm_element(w->range, start);
+	bool plain = hmm_has_plain_ptes(w->vma);
 	unsigned long addr, out;
 	pte_t *first, *ptep;
 	spinlock_t *ptl;
 	int ret = 0;
 
-	first = pte_offset_map_lock(walk->mm, pmdp, start, &ptl);
-	if (!first) {
-		walk->action = ACTION_AGAIN;
-		return 0;
-	}
-	for (addr = start, ptep = first; addr < end; addr += PAGE_SIZE, ptep++) {
-		out = hmm_out_pte(walk, addr, ptep_get(ptep));
-		if (hmm_need(hmm_request(w->range, addr), out)) {
-			ret = hmm_stop(walk, addr, out);
+	first = pte_offset_map_lock(w->mm, pmdp, start, &ptl);
+	if (!first)
+		return HMM_WALK_AGAIN;
+
+	for (addr = start, ptep = first; addr < end; addr += PAGE_SIZE, ptep++, element++) {
+		pte_t pte = ptep_get(ptep);
+
+		if (likely(plain && hmm_pte_is_plain(pte)))
+			out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
+		else
+			out = hmm_out_pte(w, addr, pte);
+		if (unlikely(!hmm_meets(w->range, *element, out))) {
+			ret = hmm_stop(w, addr, out);
 			break;
 		}
-		hmm_store_page(hmm_element(w->range, addr), out);
+		hmm_store_page(element, out);
 	}
 	w->cursor = addr;
 	pte_unmap_unlock(first, ptl);
 	return ret;
 }
 
+static int hmm_walk_pmd(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
+			unsigned long end)
+{
+	pmd_t pmd = pmdp_get_lockless(pmdp);
+	spinlock_t *ptl;
+	int ret;
+
+	if (pmd_none(pmd))
+		return hmm_resolve_pages(w, start, end, 0);
+
+	if (IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) &&
+	    (!pmd_present(pmd) || pmd_trans_huge(pmd))) {
+		ptl = pmd_trans_huge_lock(pmdp, w->vma);
+		if (!ptl)
+			return HMM_WALK_AGAIN;
+		ret = hmm_resolve_leaf(w, start, end, PMD_ORDER,
+				       hmm_out_pmd(w, start, pmdp_get(pmdp)));
+		spin_unlock(ptl);
+		return ret;
+	}
+	/* Mapping the PTEs would clear a bad entry, which is not ours to do. */
+	if (pmd_bad(pmd))
+		return hmm_resolve_pages(w, start, end, HMM_PFN_ERROR);
+	return hmm_walk_ptes(w, pmdp, start, end);
+}
+
+static int hmm_walk_pud(struct hmm_walk *w, pud_t *pudp, unsigned long start,
+			unsigned long end)
+{
+	spinlock_t *ptl;
+	int ret;
+
+	ptl = pud_trans_huge_lock(pudp, w->vma);
+	if (!ptl)
+		return HMM_WALK_AGAIN;
+	ret = hmm_resolve_leaf(w, start, end, PUD_ORDER,
+			       hmm_out_pud(w, start, pudp_get(pudp)));
+	spin_unlock(ptl);
+	return ret;
+}
+
+/* The page walker's callbacks */
+
+static int hmm_pte_hole(unsigned long start, unsigned long end,
+			__always_unused int depth, struct mm_walk *walk)
+{
+	return hmm_resolve_pages(walk->private, start, end, 0);
+}
+
 static int hmm_pmd_entry(pmd_t *pmdp, unsigned long start, unsigned long end,
 			 struct mm_walk *walk)
 {
-	spinlock_t *ptl;
-	pmd_t pmd;
 	int ret;
 
 	cond_resched();
 
-	ptl = pmd_trans_huge_lock(pmdp, walk->vma);
-	if (ptl) {
-		ret = hmm_resolve_leaf(walk, start, end, PMD_ORDER,
-				       hmm_out_pmd(walk, start, pmdp_get(pmdp)));
-		spin_unlock(ptl);
+	ret = hmm_walk_pmd(walk->private, pmdp, start, end);
+	if (ret != HMM_WALK_AGAIN)
 		return ret;
-	}
-
-	/* What was huge a moment ago may be gone, and what was not may be now. */
-	pmd = pmdp_get_lockless(pmdp);
-	if (pmd_none(pmd))
-		return hmm_pte_hole(start, end, -1, walk);
-	if (IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) &&
-	    (!pmd_present(pmd) || pmd_trans_huge(pmd))) {
-		walk->action = ACTION_AGAIN;
-		return 0;
-	}
-	/* Mapping the PTEs would clear a bad entry, which is not ours to do. */
-	if (pmd_bad(pmd))
-		return hmm_resolve_pages(walk, start, end, HMM_PFN_ERROR);
-	return hmm_pte_range(pmdp, start, end, walk);
+	walk->action = ACTION_AGAIN;
+	return 0;
 }
 
 static int hmm_pud_entry(pud_t *pudp, unsigned long start, unsigned long end,
 			 struct mm_walk *walk)
 {
-	spinlock_t *ptl;
-	pud_t pud;
+	pud_t pud = pudp_get(pudp);
 	int ret;
 
-	ptl = pud_trans_huge_lock(pudp, walk->vma);
-	if (ptl) {
-		walk->action = ACTION_CONTINUE;
-		ret = hmm_resolve_leaf(walk, start, end, PUD_ORDER,
-				       hmm_out_pud(walk, start, pudp_get(pudp)));
-		spin_unlock(ptl);
-		return ret;
-	}
-
-	pud = pudp_get(pudp);
-	if (pud_trans_huge(pud)) {
-		walk->action = ACTION_AGAIN;
-		return 0;
-	}
-	if (!pud_none(pud) && !pud_bad(pud))
+	if (pud_trans_huge(pud))
+		ret = hmm_walk_pud(walk->private, pudp, start, end);
+	else if (pud_none(pud))
+		ret = hmm_resolve_pages(walk->private, start, end, 0);
+	else if (pud_bad(pud))
+		ret = hmm_resolve_pages(walk->private, start, end, HMM_PFN_ERROR);
+	else
 		return 0;
 
 	/* The page walker would descend, and never get past a bad entry. */
 	walk->action = ACTION_CONTINUE;
-	return hmm_resolve_pages(walk, start, end, pud_none(pud) ? 0 : HMM_PFN_ERROR);
+	if (ret != HMM_WALK_AGAIN)
+		return ret;
+	walk->action = ACTION_AGAIN;
+	return 0;
 }
 
 #ifdef CONFIG_HUGETLB_PAGE
@@ -481,7 +541,7 @@ static int hmm_hugetlb_entry(pte_t *ptep, unsigned long hmask,
 
 	ptl = huge_pte_lock(h, walk->mm, ptep);
 	pte = huge_ptep_get(walk->mm, start & hmask, ptep);
-	ret = hmm_resolve_leaf(walk, start, end, order,
+	ret = hmm_resolve_leaf(walk->private, start, end, order,
 			       hmm_out_hugetlb(walk->private, pte, order));
 	spin_unlock(ptl);
 	return ret;
@@ -490,14 +550,172 @@ static int hmm_hugetlb_entry(pte_t *ptep, unsigned long hmask,
 #define hmm_hugetlb_entry	NULL
 #endif
 
-static const struct mm_walk_ops hmm_walk_ops = {
-	.test_walk	= hmm_test_walk,
-	.pte_hole	= hmm_pte_hole,
-	.pud_entry	= hmm_pud_entry,
-	.pmd_entry	= hmm_pmd_entry,
-	.hugetlb_entry	= hmm_hugetlb_entry,
-	.walk_lock	= PGWALK_RDLOCK,
+#define HMM_WALK_OPS(by_lock) {			\
+	.pte_hole	= hmm_pte_hole,		\
+	.pud_entry	= hmm_pud_entry,	\
+	.pmd_entry	= hmm_pmd_entry,	\
+	.hugetlb_entry	= hmm_hugetlb_entry,	\
+	.walk_lock	= by_lock,		\
+}
+
+static const struct mm_walk_ops hmm_walk_ops[] = {
+	[HMM_VMA_LOCKED] = HMM_WALK_OPS(PGWALK_VMA_RDLOCK_VERIFY),
+	[HMM_MMAP_LOCKED] = HMM_WALK_OPS(PGWALK_RDLOCK),
 };
+
+/* Walking */
+
+/* Refused as a whole, whatever the page tables hold. */
+static bool hmm_vma_refused(struct vm_area_struct *vma)
+{
+	/* Whoever may not read may not write: there is no write-only memory. */
+	return vma->vm_flags & (VM_IO | VM_PFNMAP) ||
+	       !(vma->vm_flags & VM_READ) || vma_is_secretmem(vma);
+}
+
+/*
+ * The entry that covers @addr in a table of PMDs, or NULL where there is no
+ * such table. Nothing frees one while its VMA stays, see walk_pmd_range().
+ */
+static pmd_t *hmm_find_pmd(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgdp = pgd_offset(mm, addr);
+	p4d_t *p4dp;
+	pud_t *pudp;
+	pud_t pud;
+
+	if (pgd_none(*pgdp) || pgd_bad(*pgdp))
+		return NULL;
+	p4dp = p4d_offset(pgdp, addr);
+	if (p4d_none(*p4dp) || p4d_bad(*p4dp))
+		return NULL;
+	pudp = pud_offset(p4dp, addr);
+	pud = pudp_get(pudp);
+	if (!pud_present(pud) || pud_leaf(pud) || pud_bad(pud))
+		return NULL;
+	return pmd_offset(pudp, addr);
+}
+
+/*
+ * Walk what one PMD entry covers, from the cursor on. A device fault is often
+ * about one page, and what it waits for would mostly be the page walker's way
+ * down. NULL for @pmdp has the page walker find out why.
+ */
+static int hmm_walk_short(struct hmm_walk *w, pmd_t *pmdp, unsigned long end)
+{
+	int ret;
+
+	do {
+		cond_resched();
+		ret = hmm_walk_pmd(w, pmdp, w->cursor, end);
+	} while (ret == HMM_WALK_AGAIN);
+	return ret;
+}
+
+/*
+ * Store outputs from the cursor on, at most up to w->end. The lock is held,
+ * and stays so.
+ */
+static int hmm_walk(struct hmm_walk *w)
+{
+	unsigned long table_end = pmd_addr_end(w->cursor, w->end);
+	bool is_short = w->look_again || table_end == w->end;
+	pmd_t *pmdp;
+
+	if (!w->vma || hmm_vma_refused(w->vma))
+		return hmm_resolve_pages(w, w->cursor, w->end, HMM_PFN_ERROR);
+
+	w->look_again = false;
+	if (is_short && !is_vm_hugetlb_page(w->vma)) {
+		pmdp = hmm_find_pmd(w->mm, w->cursor);
+		if (pmdp)
+			return hmm_walk_short(w, pmdp, table_end);
+	}
+	return walk_page_range_vma(w->vma, w->cursor, w->end,
+				   &hmm_walk_ops[w->lock], w);
+}
+
+/* Locking */
+
+static void hmm_unlock(struct hmm_walk *w)
+{
+	switch (w->lock) {
+	case HMM_VMA_LOCKED:
+		vma_end_read(w->vma);
+		break;
+	case HMM_MMAP_LOCKED:
+		mmap_read_unlock(w->mm);
+		break;
+	case HMM_UNLOCKED:
+		break;
+	}
+	w->lock = HMM_UNLOCKED;
+}
+
+/* Take the lock of the VMA at the cursor, if there is one and nobody changes it. */
+static bool hmm_lock_vma(struct hmm_walk *w)
+{
+	if (w->need_mmap_lock)
+		return false;
+	w->vma = lock_vma_under_rcu(w->mm, w->cursor);
+	if (!w->vma)
+		return false;
+	w->end = min(w->range->end, w->vma->vm_end);
+	w->lock = HMM_VMA_LOCKED;
+	return true;
+}
+
+static int hmm_lock_mmap(struct hmm_walk *w)
+{
+	unsigned long began = jiffies;
+
+	if (mmap_read_lock_killable(w->mm))
+		return -EINTR;
+	w->excused += jiffies - began;
+	w->lock = HMM_MMAP_LOCKED;
+	return 0;
+}
+
+/* Find the VMA or the gap at the cursor, with the mmap lock held. */
+static void hmm_find_vma(struct hmm_walk *w)
+{
+	struct vm_area_struct *next = find_vma(w->mm, w->cursor);
+	unsigned long end = w->range->end;
+
+	w->vma = next && next->vm_start <= w->cursor ? next : NULL;
+	if (next)
+		end = min(end, w->vma ? next->vm_end : next->vm_start);
+	w->end = end;
+}
+
+/*
+ * Have a lock held, and w->vma and w->end be those of the cursor, on success.
+ * A caller who holds the mmap lock himself is never interrupted: nothing that
+ * he waits for can drop it.
+ */
+static int hmm_lock(struct hmm_walk *w)
+{
+	int ret;
+
+	if (w->may_unlock && fatal_signal_pending(current))
+		return -EINTR;
+	if (w->lock != HMM_UNLOCKED && w->cursor < w->end)
+		return 0;
+
+	if (w->may_unlock) {
+		if (w->lock != HMM_UNLOCKED)
+			w->need_mmap_lock = false;
+		hmm_unlock(w);
+		ret = hmm_lock_vma(w) ? 0 : hmm_lock_mmap(w);
+		if (ret)
+			return ret;
+		if (check_stable_address_space(w->mm))
+			return -EFAULT;
+	}
+	if (w->lock == HMM_MMAP_LOCKED)
+		hmm_find_vma(w);
+	return 0;
+}
 
 /* Faulting */
 
@@ -509,56 +727,54 @@ static unsigned int hmm_fault_flags(const struct hmm_walk *w)
 		flags |= FAULT_FLAG_WRITE;
 	if (w->may_unlock)
 		flags |= FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE;
-	if (w->tried == w->addr)
+	if (w->lock == HMM_VMA_LOCKED)
+		flags |= FAULT_FLAG_VMA_LOCK;
+	if (w->tried == w->addr && w->waited)
 		flags |= FAULT_FLAG_TRIED;
 	return flags;
 }
 
+/* The fault handler has dropped the lock. */
+static int hmm_fault_unlocked(struct hmm_walk *w, vm_fault_t fault)
+{
+	if (WARN_ON_ONCE(!w->may_unlock))
+		return -EFAULT;
+
+	/* A handler that only wants the mmap lock has not tried anything yet. */
+	w->waited = w->lock == HMM_MMAP_LOCKED || fault & VM_FAULT_MAJOR;
+	w->need_mmap_lock = w->lock == HMM_MMAP_LOCKED;
+	w->tried = w->addr;
+	w->lock = HMM_UNLOCKED;
+	return 0;
+}
+
 /*
- * Handle the fault that the walk stopped for. The mmap lock is held on entry.
- * On return it is what w->locked says: it may have been dropped on success,
- * when it is HMM's own.
+ * Handle the fault that the walk stopped for. The lock is held on entry. On
+ * return it is what w->lock says: it may have been dropped on success, when it
+ * is HMM's own.
  */
 static int hmm_fault(struct hmm_walk *w)
 {
 	unsigned long began = jiffies;
 	vm_fault_t fault;
 
-	fault = handle_mm_fault(w->vma, w->addr, hmm_fault_flags(w), NULL);
-	w->excused += jiffies - began;
-
-	if (fault & (VM_FAULT_COMPLETED | VM_FAULT_RETRY)) {
-		if (WARN_ON_ONCE(!w->may_unlock))
-			return -EFAULT;
-		w->tried = w->addr;
-		w->locked = false;
+	/* Once more, but with the lock with which every handler can work. */
+	if (w->lock == HMM_VMA_LOCKED && w->tried == w->addr) {
+		hmm_unlock(w);
+		w->need_mmap_lock = true;
 		return 0;
 	}
+
+	fault = handle_mm_fault(w->vma, w->addr, hmm_fault_flags(w), NULL);
+	w->excused += jiffies - began;
+	w->faulted = true;
+	w->look_again = true;
+
+	if (fault & (VM_FAULT_COMPLETED | VM_FAULT_RETRY))
+		return hmm_fault_unlocked(w, fault);
 	if (fault & VM_FAULT_ERROR)
 		return vm_fault_to_errno(fault, 0) ?: -EFAULT;
 	return 0;
-}
-
-/*
- * Have the mmap lock held, on success. A caller who holds it himself is never
- * interrupted: nothing that he waits for can drop it.
- */
-static int hmm_lock(struct hmm_walk *w)
-{
-	unsigned long began = jiffies;
-
-	if (!w->may_unlock)
-		return 0;
-	if (fatal_signal_pending(current))
-		return -EINTR;
-	if (w->locked)
-		return 0;
-
-	if (mmap_read_lock_killable(w->mm))
-		return -EINTR;
-	w->excused += jiffies - began;
-	w->locked = true;
-	return check_stable_address_space(w->mm) ? -EFAULT : 0;
 }
 
 /* The calls */
@@ -579,32 +795,27 @@ static int hmm_check(const struct hmm_range *range)
 }
 
 /*
- * Fill the range from the cursor to its end. The mmap lock is what w->locked
- * says, on entry and on return.
+ * Fill the range from the cursor to its end. The lock is what w->lock says, on
+ * entry and on return.
  *
- * Return: 0, -EBUSY if the range was invalidated meanwhile, or what else the
- * calls return.
+ * Return: 0, %HMM_WALK_STALE if the range was invalidated meanwhile, or what
+ * else the calls return.
  */
 static int hmm_fill(struct hmm_walk *w)
 {
 	struct hmm_range *range = w->range;
 	int ret;
 
-	for (;;) {
-		ret = hmm_lock(w);
-		if (ret)
-			return ret;
-		ret = walk_page_range(w->mm, w->cursor, range->end,
-				      &hmm_walk_ops, w);
-		if (ret != HMM_WALK_FAULT)
-			break;
-		ret = hmm_fault(w);
+	while (w->cursor < range->end) {
+		ret = hmm_lock(w) ?: hmm_walk(w);
+		if (ret == HMM_WALK_FAULT)
+			ret = hmm_fault(w);
 		if (ret)
 			return ret;
 	}
-	if (!ret && mmu_interval_check_retry(range->notifier, range->notifier_seq))
-		return -EBUSY;
-	return ret;
+	if (mmu_interval_check_retry(range->notifier, range->notifier_seq))
+		return HMM_WALK_STALE;
+	return 0;
 }
 
 /**
@@ -649,7 +860,7 @@ int hmm_range_fault(struct hmm_range *range)
 		.range	= range,
 		.cursor	= range->start,
 		.tried	= ULONG_MAX,
-		.locked	= true,
+		.lock	= HMM_MMAP_LOCKED,
 	};
 	int ret;
 
@@ -662,7 +873,8 @@ int hmm_range_fault(struct hmm_range *range)
 
 	if (mmu_interval_check_retry(range->notifier, range->notifier_seq))
 		return -EBUSY;
-	return hmm_fill(&w);
+	ret = hmm_fill(&w);
+	return ret == HMM_WALK_STALE ? -EBUSY : ret;
 }
 EXPORT_SYMBOL(hmm_range_fault);
 
@@ -683,7 +895,7 @@ static int hmm_save_requests(struct hmm_walk *w)
 	return 0;
 }
 
-/* Fill the range once. The mmap lock is not held on entry, nor on return. */
+/* Fill the range once. No lock is held on entry, nor on return. */
 static int hmm_fill_unlocked(struct hmm_walk *w)
 {
 	int ret;
@@ -691,9 +903,7 @@ static int hmm_fill_unlocked(struct hmm_walk *w)
 	hmm_rewind(w);
 	w->range->notifier_seq = mmu_interval_read_begin(w->range->notifier);
 	ret = hmm_fill(w);
-	if (w->locked)
-		mmap_read_unlock(w->mm);
-	w->locked = false;
+	hmm_unlock(w);
 	return ret;
 }
 
@@ -705,7 +915,7 @@ static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout)
 
 	do {
 		ret = hmm_fill_unlocked(w);
-		if (ret != -EBUSY)
+		if (ret != HMM_WALK_STALE)
 			return ret;
 	} while (!timeout || jiffies - began - w->excused < timeout);
 	return -EBUSY;
