@@ -82,6 +82,12 @@ enum hmm_walk_end {
 	HMM_WALK_STALE,
 };
 
+/*
+ * How many pages hmm_range_fault_each() hands over at a time, at most: as many
+ * as one page of a page table has entries, as a rule.
+ */
+#define HMM_STEP_PAGES	512UL
+
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
 	HMM_UNLOCKED,
@@ -91,7 +97,11 @@ enum hmm_lock {
 
 /**
  * struct hmm_walk - the state of one call
- * @range: the caller's range
+ * @range: the caller's range, or the step of it that is being filled
+ * @whole: the caller's range, where it is filled in steps
+ * @ops: what to hand steps to, or NULL
+ * @step: how many pages a step has, unless something else ends it before; a
+ *	power of two
  * @mm: the address space, that of the range's notifier
  * @requests: what the caller passed in &hmm_range.hmm_pfns; NULL if the walk
  *	never has to begin again, or if no element counts as a request
@@ -113,6 +123,9 @@ enum hmm_lock {
  */
 struct hmm_walk {
 	struct hmm_range	*range;
+	struct hmm_range	*whole;
+	const struct hmm_commit_ops *ops;
+	unsigned long		step;
 	struct mm_struct	*mm;
 	unsigned long		*requests;
 	unsigned long		cursor;
@@ -878,21 +891,45 @@ int hmm_range_fault(struct hmm_range *range)
 }
 EXPORT_SYMBOL(hmm_range_fault);
 
-/* Keep a copy of the requests, if there are any to keep. */
-static int hmm_save_requests(struct hmm_walk *w)
+/*
+ * Get what a call needs that does its own locking and retrying. @npages is how
+ * many requests it has to keep at a time.
+ */
+static int hmm_begin(struct hmm_walk *w, size_t npages)
 {
 	const struct hmm_range *range = w->range;
-	size_t npages = hmm_index(range, range->end);
 
+	if (!mmget_not_zero(w->mm))
+		return -EFAULT;
 	if (!hmm_has_page_requests(range))
 		return 0;
 
 	w->requests = kvmalloc_array(npages, sizeof(*w->requests),
 				     GFP_KERNEL | __GFP_NOWARN);
-	if (!w->requests)
-		return -ENOMEM;
-	memcpy(w->requests, range->hmm_pfns, npages * sizeof(*w->requests));
-	return 0;
+	if (w->requests)
+		return 0;
+	mmput_async(w->mm);
+	return -ENOMEM;
+}
+
+static void hmm_end(struct hmm_walk *w)
+{
+	kvfree(w->requests);
+	/*
+	 * If this is the last user, tearing down the address space calls the
+	 * notifier, which may wait for the very work that this is called from.
+	 */
+	mmput_async(w->mm);
+}
+
+/* Keep a copy of the requests, if there are any to keep. */
+static void hmm_save_requests(struct hmm_walk *w)
+{
+	const struct hmm_range *range = w->range;
+
+	if (w->requests)
+		memcpy(w->requests, range->hmm_pfns,
+		       hmm_index(range, range->end) * sizeof(*w->requests));
 }
 
 /* Fill the range once. No lock is held on entry, nor on return. */
@@ -907,16 +944,57 @@ static int hmm_fill_unlocked(struct hmm_walk *w)
 	return ret;
 }
 
-/* Fill the range until it stays as it is for a whole walk. */
+/* Hand the range over, if it is still as it was found. */
+static int hmm_commit(struct hmm_walk *w)
+{
+	struct hmm_range *step = w->range;
+	int ret;
+
+	w->whole->notifier_seq = step->notifier_seq;
+
+	w->ops->lock(w->whole);
+	if (mmu_interval_read_retry(step->notifier, step->notifier_seq))
+		ret = HMM_WALK_STALE;
+	else
+		ret = w->ops->commit(w->whole, step->start, step->end);
+	w->ops->unlock(w->whole);
+	return ret;
+}
+
+static int hmm_try(struct hmm_walk *w)
+{
+	int ret = hmm_fill_unlocked(w);
+
+	return ret || !w->ops ? ret : hmm_commit(w);
+}
+
+/*
+ * A step that was invalidated although it had nothing to wait for is too long
+ * for how often that happens. Faults take time but once.
+ */
+static void hmm_shorten(struct hmm_walk *w)
+{
+	struct hmm_range *step = w->range;
+
+	if (w->faulted)
+		return;
+	w->step = max(w->step / 2, 1UL);
+	step->end = min(step->end, step->start + (w->step << PAGE_SHIFT));
+}
+
+/* Fill the range until it stays as it is for a whole walk, and is handed over. */
 static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout)
 {
 	unsigned long began = jiffies;
 	int ret;
 
+	w->excused = 0;
 	do {
-		ret = hmm_fill_unlocked(w);
+		ret = hmm_try(w);
 		if (ret != HMM_WALK_STALE)
 			return ret;
+		if (w->ops)
+			hmm_shorten(w);
 	} while (!timeout || jiffies - began - w->excused < timeout);
 	return -EBUSY;
 }
@@ -964,19 +1042,91 @@ int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
 		return ret;
 
 	w.mm = range->notifier->mm;
-	if (!mmget_not_zero(w.mm))
-		return -EFAULT;
-
-	ret = hmm_save_requests(&w);
-	if (!ret)
-		ret = hmm_fill_retry(&w, timeout);
-	kvfree(w.requests);
-
-	/*
-	 * If this is the last user, tearing down the address space calls the
-	 * notifier, which may wait for the very work that this is called from.
-	 */
-	mmput_async(w.mm);
+	ret = hmm_begin(&w, hmm_index(range, range->end));
+	if (ret)
+		return ret;
+	hmm_save_requests(&w);
+	ret = hmm_fill_retry(&w, timeout);
+	hmm_end(&w);
 	return ret;
 }
 EXPORT_SYMBOL(hmm_range_fault_unlocked_timeout);
+
+/*
+ * Go on to the step that begins at @start. Steps end where their size is
+ * aligned, so that they cut as few large mappings in two as can be.
+ */
+static void hmm_set_step(struct hmm_walk *w, unsigned long start)
+{
+	const struct hmm_range *range = w->whole;
+	struct hmm_range *step = w->range;
+	unsigned long size = w->step << PAGE_SHIFT;
+
+	step->start = start;
+	step->end = start + min(range->end - start, size - start % size);
+	step->hmm_pfns = hmm_element(range, start);
+	w->cursor = start;
+}
+
+/**
+ * hmm_range_fault_each() - look up a range in steps, and hand each one over
+ * @range: what to look up, as for hmm_range_fault_unlocked_timeout()
+ * @timeout: for how long invalidations may keep one step from being handed
+ *	over, in jiffies, or 0 for as long as it takes
+ * @ops: the driver's lock, and what it does with a step
+ *
+ * Does all that a driver has to do around hmm_range_fault_unlocked_timeout().
+ * The range is filled from its start to its end, a step at a time, and each
+ * step is handed to &hmm_commit_ops.commit under the lock that the invalidate
+ * callback takes, after mmu_interval_read_retry() has returned false. When an
+ * invalidation comes in between, only the step that is being filled is done
+ * again, so a call gets on however large the range is.
+ *
+ * The outputs of a step hold while it is being committed. From then on it is
+ * the invalidate callback that undoes what a commit did, be it during this
+ * call or after it.
+ *
+ * Context: Process context, may sleep. The caller holds neither the mmap lock
+ *	of the notifier's mm nor the lock that its invalidate callback takes.
+ * Return:
+ * * 0 - all steps were committed
+ * * -EBUSY - a step was invalidated for longer than @timeout
+ * * what &hmm_commit_ops.commit returned, if that was not 0
+ * * for other errors, see hmm_range_fault_unlocked_timeout()
+ *
+ * After an error, the steps that were committed stay so. What hmm_pfns holds
+ * for the others means nothing but its sticky bits.
+ */
+int hmm_range_fault_each(struct hmm_range *range, unsigned long timeout,
+			 const struct hmm_commit_ops *ops)
+{
+	struct hmm_range step = *range;
+	struct hmm_walk w = {
+		.range		= &step,
+		.whole		= range,
+		.ops		= ops,
+		.step		= HMM_STEP_PAGES,
+		.tried		= ULONG_MAX,
+		.may_unlock	= true,
+	};
+	int ret;
+
+	ret = hmm_check(range);
+	if (ret)
+		return ret;
+
+	w.mm = range->notifier->mm;
+	ret = hmm_begin(&w, min(hmm_index(range, range->end), HMM_STEP_PAGES));
+	if (ret)
+		return ret;
+
+	for (step.end = range->start; !ret && step.end < range->end; ) {
+		hmm_set_step(&w, step.end);
+		hmm_save_requests(&w);
+		ret = hmm_fill_retry(&w, timeout);
+		w.step = min(w.step * 2, HMM_STEP_PAGES);
+	}
+	hmm_end(&w);
+	return ret;
+}
+EXPORT_SYMBOL(hmm_range_fault_each);

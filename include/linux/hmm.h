@@ -137,9 +137,59 @@ struct hmm_range {
 	void			*dev_private_owner;
 };
 
+/**
+ * hmm_range_map_pages() - how far the mapping of a page reaches in the range
+ * @range: a range whose outputs are valid
+ * @i: index of an element of &hmm_range.hmm_pfns with %HMM_PFN_VALID
+ *
+ * These are the pages that a device can map in one go, as one physically
+ * contiguous piece with the same rights: those of the CPU's mapping of page
+ * @i, without what lies before that page or at or after &hmm_range.end. So a
+ * driver goes through its range by ``i += hmm_range_map_pages(range, i)``.
+ *
+ * Context: As hmm_pfn_to_page().
+ * Return: how many pages, @i included: at least 1, and no more than the range
+ *	has from @i on. Not always a power of two.
+ */
+static inline unsigned long hmm_range_map_pages(const struct hmm_range *range,
+						unsigned long i)
+{
+	unsigned long left = ((range->end - range->start) >> PAGE_SHIFT) - i;
+	unsigned long size = 1UL << hmm_pfn_to_map_order(range->hmm_pfns[i]);
+	unsigned long before = ((range->start >> PAGE_SHIFT) + i) & (size - 1);
+
+	return min(left, size - before);
+}
+
+/**
+ * struct hmm_commit_ops - what hmm_range_fault_each() needs of a driver
+ * @lock: take the lock that the notifier's invalidate callback takes. May
+ *	sleep.
+ * @unlock: release it
+ * @commit: put the pages of [start, end) into the device's page table. Called
+ *	under that lock; may sleep if the lock lets it. The elements of those
+ *	pages are valid, and hmm_pfn_to_page() is good for them, until it
+ *	returns. Both addresses are page aligned, and @range is what
+ *	hmm_range_fault_each() was called with, so its place in
+ *	&hmm_range.hmm_pfns is ``(start - range->start) >> PAGE_SHIFT``. May
+ *	change sticky bits, and nothing else of @range. Returns 0 to go on, or
+ *	a negative errno, which ends the call.
+ *
+ * A range that is part of a structure of the driver's own leads there by
+ * container_of().
+ */
+struct hmm_commit_ops {
+	void (*lock)(struct hmm_range *range);
+	void (*unlock)(struct hmm_range *range);
+	int (*commit)(struct hmm_range *range, unsigned long start,
+		      unsigned long end);
+};
+
 int hmm_range_fault(struct hmm_range *range);
 int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
 				     unsigned long timeout);
+int hmm_range_fault_each(struct hmm_range *range, unsigned long timeout,
+			 const struct hmm_commit_ops *ops);
 
 /*
  * How long drivers commonly let a range be invalidated again and again before

@@ -16,12 +16,13 @@
 
 #include "hmm_fixture.h"
 
-/* The two calls */
+/* The three calls */
 
 /* Faults look at this, to see what the walk holds. */
 static void hmm_begin(struct hmm_fixture *t)
 {
 	t->locks = lockdep_depth(current);
+	t->was_locked = rwsem_is_locked(&t->mm->mmap_lock);
 	t->asking = true;
 }
 
@@ -30,6 +31,7 @@ static void hmm_end(struct hmm_fixture *t)
 {
 	t->asking = false;
 	KUNIT_EXPECT_EQ(t->test, lockdep_depth(current), t->locks);
+	KUNIT_EXPECT_EQ(t->test, rwsem_is_locked(&t->mm->mmap_lock), t->was_locked);
 }
 
 static int hmm_call_locked(struct hmm_range *range)
@@ -55,9 +57,7 @@ int hmm_call_timeout(struct hmm_range *range, unsigned long timeout)
 	hmm_begin(t);
 	ret = hmm_range_fault_unlocked_timeout(range, timeout);
 	hmm_end(t);
-
 	KUNIT_EXPECT_EQ(t->test, atomic_read(&t->mm->mm_users), users);
-	KUNIT_EXPECT_FALSE(t->test, rwsem_is_locked(&t->mm->mmap_lock));
 	return ret;
 }
 
@@ -66,9 +66,77 @@ static int hmm_call_unlocked(struct hmm_range *range)
 	return hmm_call_timeout(range, 0);
 }
 
+static void hmm_commit_lock(struct hmm_range *range)
+{
+	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
+
+	t->turns++;
+	if (t->before_commit)
+		t->before_commit(t);
+	mutex_lock(&t->device);
+	t->committing = true;
+}
+
+static void hmm_commit_unlock(struct hmm_range *range)
+{
+	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
+
+	t->committing = false;
+	mutex_unlock(&t->device);
+}
+
+/* Steps come in order, under the lock, while what was found is so. */
+static int hmm_commit(struct hmm_range *range, unsigned long start, unsigned long end)
+{
+	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
+
+	KUNIT_EXPECT_TRUE(t->test, t->committing);
+	KUNIT_EXPECT_FALSE(t->test, mmu_interval_read_retry(range->notifier,
+							    range->notifier_seq));
+	KUNIT_EXPECT_EQ(t->test, lockdep_depth(current),
+			t->locks + IS_ENABLED(CONFIG_LOCKDEP));
+	KUNIT_EXPECT_EQ(t->test, start, t->committed);
+	KUNIT_EXPECT_GT(t->test, end, start);
+	t->committed = end;
+	t->commits++;
+	if (!t->commit)
+		return 0;
+	return t->commit(t, (start - t->start) >> PAGE_SHIFT, (end - start) >> PAGE_SHIFT);
+}
+
+static const struct hmm_commit_ops hmm_test_commit_ops = {
+	.lock = hmm_commit_lock,
+	.unlock = hmm_commit_unlock,
+	.commit = hmm_commit,
+};
+
+int hmm_call_each_timeout(struct hmm_range *range, unsigned long timeout)
+{
+	struct hmm_fixture *t = container_of(range, struct hmm_fixture, range);
+	int ret, users = atomic_read(&t->mm->mm_users);
+
+	t->committed = range->start;
+	t->commits = 0;
+	t->turns = 0;
+	hmm_begin(t);
+	ret = hmm_range_fault_each(range, timeout, &hmm_test_commit_ops);
+	hmm_end(t);
+
+	if (!ret)
+		KUNIT_EXPECT_EQ(t->test, t->committed, range->end);
+	KUNIT_EXPECT_EQ(t->test, atomic_read(&t->mm->mm_users), users);
+	return ret;
+}
+
+static int hmm_call_each(struct hmm_range *range)
+{
+	return hmm_call_each_timeout(range, 0);
+}
+
 const struct hmm_call hmm_calls[] = {
 	[HMM_CALL_LOCKED] = { "locked", hmm_call_locked, true },
 	[HMM_CALL_UNLOCKED] = { "unlocked", hmm_call_unlocked, false },
+	[HMM_CALL_EACH] = { "each", hmm_call_each, false },
 };
 
 const void *hmm_call_gen_params(struct kunit *test, const void *prev, char *desc)
@@ -81,6 +149,11 @@ const void *hmm_call_gen_params(struct kunit *test, const void *prev, char *desc
 	return next;
 }
 
+const void *hmm_unlocked_gen_params(struct kunit *test, const void *prev, char *desc)
+{
+	return hmm_call_gen_params(test, prev ?: &hmm_calls[HMM_CALL_LOCKED], desc);
+}
+
 /* The notifier */
 
 static bool hmm_test_invalidate(struct mmu_interval_notifier *notifier,
@@ -89,7 +162,9 @@ static bool hmm_test_invalidate(struct mmu_interval_notifier *notifier,
 {
 	struct hmm_fixture *t = container_of(notifier, struct hmm_fixture, notifier);
 
+	mutex_lock(&t->device);
 	mmu_interval_set_seq(notifier, seq);
+	mutex_unlock(&t->device);
 	t->invalidations++;
 	if (t->pause) {
 		complete(&t->entered);
@@ -118,7 +193,7 @@ static void hmm_watch(struct hmm_fixture *t)
 static void hmm_map(struct hmm_fixture *t, struct file *file, unsigned long prot,
 		    unsigned long flags)
 {
-	t->start = kunit_vm_mmap(t->test, file, 0, HMM_SIZE, prot, flags, 0);
+	t->start = kunit_vm_mmap(t->test, file, HMM_START, HMM_SIZE, prot, flags, 0);
 	KUNIT_ASSERT_FALSE(t->test, !t->start || IS_ERR_VALUE(t->start));
 	t->mm = current->mm;
 	hmm_watch(t);
@@ -316,6 +391,8 @@ int hmm_test_init(struct kunit *test)
 	t->test = test;
 	t->call = test->param_value;
 	init_completion(&t->entered);
+	init_completion(&t->over);
+	mutex_init(&t->device);
 	test->priv = t;
 	return 0;
 }

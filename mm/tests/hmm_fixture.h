@@ -12,11 +12,16 @@
 #include <linux/completion.h>
 #include <linux/hmm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/mutex.h>
+#include <linux/sizes.h>
 #include <linux/workqueue.h>
 
 /* More than one page table, wherever the mapping begins. */
-#define HMM_PAGES	1024
+#define HMM_PAGES	1024UL
 #define HMM_SIZE	(HMM_PAGES << PAGE_SHIFT)
+
+/* Where the mapping begins: the first pages share a page table with many more. */
+#define HMM_START	(SZ_1G + 3 * PAGE_SIZE)
 
 #define HMM_READ	HMM_PFN_REQ_FAULT
 #define HMM_WRITE	(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
@@ -49,7 +54,7 @@ struct hmm_plan {
 /**
  * struct hmm_fixture - what a case works with
  * @test: the running test
- * @call: which of the two calls is tested
+ * @call: which of the three calls is tested
  * @mm: the address space, the test thread's own
  * @notifier: covers the mapping, and the page before and after it
  * @invalidations: how often @notifier was told
@@ -59,18 +64,32 @@ struct hmm_plan {
  * @asked: what they were before the call, to ask again
  * @file: what is mapped by hmm_map_handler()
  * @handle: decides a fault; NULL maps a new page
+ * @private: what else @handle needs
  * @faults: how often each page was faulted, in a mapping with a handler
  * @plan: what faults do besides, for hmm_handle_plan()
  * @due: how often each page has to be faulted, in all
  * @sticky: the sticky bits that each element has to have in the end
  * @other: what another thread does meanwhile
  * @entered: @other is in the middle of it
+ * @over: that @other may end
+ * @late: that it did so by itself, and long after
  * @pause: for how long an invalidation goes on, in jiffies
  * @rounds: how often @other was begun
  * @limit: how often it is to be
  * @in_faults: how long a handler was at it, in jiffies
+ * @device: the lock that the driver would have
+ * @committing: @device is held, and by whom
+ * @before_commit: what happens just before @device is taken for a commit
+ * @commit: what else a commit does, and what it returns
+ * @committed: address where what was committed ends
+ * @kept: how many pages were committed when others were taken away
+ * @commits: how many steps were committed
+ * @shortest: pages in the first of them, where a case asks
+ * @longest: pages in the longest of them
+ * @turns: how often @device was taken for one
  * @asking: the call is running
  * @locks: how many locks were held when it began
+ * @was_locked: somebody else has the mmap lock, all the while
  */
 struct hmm_fixture {
 	struct kunit *test;
@@ -85,18 +104,32 @@ struct hmm_fixture {
 	struct file *file;
 	vm_fault_t (*handle)(struct hmm_fixture *t, struct vm_fault *vmf,
 			     unsigned long page);
+	void *private;
 	unsigned int faults[HMM_PAGES];
 	struct hmm_plan plan[HMM_PLAN_PAGES];
 	unsigned int due[HMM_PLAN_PAGES];
 	unsigned long sticky[HMM_PLAN_PAGES];
 	struct work_struct other;
 	struct completion entered;
+	struct completion over;
+	bool late;
 	unsigned long pause;
 	unsigned int rounds;
 	unsigned int limit;
 	unsigned long in_faults;
+	struct mutex device;
+	bool committing;
+	void (*before_commit)(struct hmm_fixture *t);
+	int (*commit)(struct hmm_fixture *t, unsigned long page, unsigned long npages);
+	unsigned long committed;
+	unsigned long kept;
+	unsigned int commits;
+	unsigned long shortest;
+	unsigned long longest;
+	unsigned int turns;
 	bool asking;
 	int locks;
+	bool was_locked;
 };
 
 static inline unsigned long hmm_addr(const struct hmm_fixture *t, unsigned long page)
@@ -109,13 +142,21 @@ static inline unsigned long hmm_flags(const struct hmm_fixture *t, unsigned long
 	return t->pfns[i] & HMM_PFN_FLAGS;
 }
 
-/* The two calls */
-enum { HMM_CALL_LOCKED, HMM_CALL_UNLOCKED };
+/* How many pages have been committed. */
+static inline unsigned long hmm_committed(const struct hmm_fixture *t)
+{
+	return t->committed ? (t->committed - t->start) >> PAGE_SHIFT : 0;
+}
 
-extern const struct hmm_call hmm_calls[2];
+/* The three calls */
+enum { HMM_CALL_LOCKED, HMM_CALL_UNLOCKED, HMM_CALL_EACH };
+
+extern const struct hmm_call hmm_calls[3];
 
 const void *hmm_call_gen_params(struct kunit *test, const void *prev, char *desc);
+const void *hmm_unlocked_gen_params(struct kunit *test, const void *prev, char *desc);
 int hmm_call_timeout(struct hmm_range *range, unsigned long timeout);
+int hmm_call_each_timeout(struct hmm_range *range, unsigned long timeout);
 
 /* Mappings */
 void hmm_map_anon(struct hmm_fixture *t, unsigned long prot);
@@ -146,7 +187,7 @@ void hmm_expect_untouched(struct hmm_fixture *t, unsigned long i, unsigned long 
 int hmm_test_init(struct kunit *test);
 void hmm_test_exit(struct kunit *test);
 
-/* A case that runs with both calls. */
+/* A case that runs with all calls. */
 #define HMM_CASE(name)	KUNIT_CASE_PARAM(hmm_test_##name, hmm_call_gen_params)
 
 #endif

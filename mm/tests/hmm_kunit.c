@@ -433,10 +433,9 @@ static void hmm_test_no_notifier(struct kunit *test)
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
 	hmm_ask(t, 0, HMM_PAGES);
 	t->range.notifier = NULL;
-	if (t->call->locked)
-		KUNIT_EXPECT_EQ(test, hmm_range_fault(&t->range), -EINVAL);
-	else
-		KUNIT_EXPECT_EQ(test, hmm_range_fault_unlocked_timeout(&t->range, 0), -EINVAL);
+	KUNIT_EXPECT_EQ(test, hmm_range_fault(&t->range), -EINVAL);
+	KUNIT_EXPECT_EQ(test, hmm_range_fault_unlocked_timeout(&t->range, 0), -EINVAL);
+	KUNIT_EXPECT_EQ(test, hmm_range_fault_each(&t->range, 0, NULL), -EINVAL);
 }
 
 /* Sticky bits */
@@ -521,7 +520,7 @@ static struct kunit_case hmm_test_cases[] = {
 	HMM_CASE(request_around_hole),
 	HMM_CASE(fault_errors),
 	HMM_CASE(arguments),
-	HMM_CASE(no_notifier),
+	KUNIT_CASE(hmm_test_no_notifier),
 	HMM_CASE(sticky_bits),
 	HMM_CASE(sticky_bits_on_error),
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE

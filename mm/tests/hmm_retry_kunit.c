@@ -52,6 +52,7 @@ static vm_fault_t hmm_handle_zap(struct hmm_fixture *t, struct vm_fault *vmf,
 				 unsigned long page)
 {
 	if (page == 600 && t->faults[600] == 1) {
+		t->kept = hmm_committed(t);
 		hmm_zap(t, 0, 10);
 		hmm_zap(t, 590, 10);
 		t->pfns[5] &= ~HMM_STICKY;
@@ -62,7 +63,8 @@ static vm_fault_t hmm_handle_zap(struct hmm_fixture *t, struct vm_fault *vmf,
 /*
  * Pages were stored as present, then invalidated. Of those only page 5 was
  * requested: whether the walk goes on or begins again, the outputs of the
- * others must not be taken for requests.
+ * others must not be taken for requests. What was committed by then is not
+ * looked at again: that is for the driver's callback to drop.
  */
 static void hmm_test_restart_keeps_requests(struct kunit *test)
 {
@@ -91,8 +93,11 @@ static void hmm_test_restart_keeps_requests(struct kunit *test)
 	}
 	KUNIT_ASSERT_EQ(test, ret, 0);
 	for (i = 0; i < HMM_PAGES; i++) {
-		KUNIT_ASSERT_EQ(test, t->faults[i], i == 5 || i == 600);
-		KUNIT_ASSERT_EQ(test, !!(t->pfns[i] & HMM_PFN_VALID), i == 5 || i == 600);
+		bool kept = i < t->kept && (i < 10 || (i >= 590 && i < 600));
+
+		KUNIT_ASSERT_EQ(test, t->faults[i], i == 600 || (i == 5 && !kept));
+		KUNIT_ASSERT_EQ(test, !!(t->pfns[i] & HMM_PFN_VALID),
+				i == 5 || i == 600 || kept);
 	}
 }
 
@@ -157,7 +162,9 @@ static void hmm_test_repeated_invalidation(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, hmm_request_all(t, HMM_WRITE), 0);
 	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
 	KUNIT_EXPECT_FALSE(test, mmu_interval_read_retry(&t->notifier, t->range.notifier_seq));
-	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), HMM_PAGES);
+	/* The first fault of a step takes from the one before, which is done. */
+	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable),
+			HMM_PAGES - (t->commits ? t->commits - 1 : 0));
 }
 
 /* A driver that had mapped the page for DMA undoes that when it goes. */
@@ -318,7 +325,8 @@ static const struct hmm_budget {
 KUNIT_ARRAY_PARAM_DESC(hmm_budget, hmm_budgets, name);
 
 /* A storm ends a call once it has lasted as long as the budget, and not before. */
-static void hmm_test_budget(struct kunit *test)
+static void hmm_expect_budget(struct kunit *test,
+			      int (*call)(struct hmm_range *range, unsigned long timeout))
 {
 	const struct hmm_budget *budget = test->param_value;
 	struct hmm_fixture *t = test->priv;
@@ -327,7 +335,7 @@ static void hmm_test_budget(struct kunit *test)
 
 	hmm_make_storm(t, budget->storms);
 	began = jiffies;
-	ret = hmm_call_timeout(&t->range, budget->timeout);
+	ret = call(&t->range, budget->timeout);
 	took = jiffies - began;
 	flush_work(&t->other);
 
@@ -340,6 +348,16 @@ static void hmm_test_budget(struct kunit *test)
 	} else {
 		KUNIT_EXPECT_EQ(test, t->rounds, budget->storms);
 	}
+}
+
+static void hmm_test_budget(struct kunit *test)
+{
+	hmm_expect_budget(test, hmm_call_timeout);
+}
+
+static void hmm_test_each_budget(struct kunit *test)
+{
+	hmm_expect_budget(test, hmm_call_each_timeout);
 }
 
 /* What goes on when the call begins takes longer than the budget. */
@@ -548,7 +566,9 @@ static void hmm_test_killed_waiting(struct kunit *test)
 	struct hmm_fixture *t = test->priv;
 	int ret;
 
+	/* Where there is no VMA, only the mmap lock will do. */
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	KUNIT_ASSERT_EQ(test, vm_munmap(t->start, PAGE_SIZE), 0);
 	hmm_ask(t, 0, 1);
 	t->pfns[0] = HMM_UNTOUCHED;
 	t->range.default_flags = HMM_READ;
@@ -573,6 +593,45 @@ static void hmm_test_killed_waiting(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 0);
 }
 
+static void hmm_hold_until_over(struct work_struct *work)
+{
+	struct hmm_fixture *t = container_of(work, struct hmm_fixture, other);
+
+	mmap_write_lock(t->mm);
+	complete(&t->entered);
+	t->late = !wait_for_completion_timeout(&t->over, 5 * HZ);
+	mmap_write_unlock(t->mm);
+}
+
+/*
+ * Somebody has the mmap lock for writing, and changes other VMAs or none: it is
+ * nothing to a device that looks at this one, and faults in it.
+ */
+static void hmm_test_held_mmap_lock(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	int ret;
+
+	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		kunit_skip(test, "needs CONFIG_PER_VMA_LOCK");
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	/* The first fault of all prepares the VMA, and needs the lock for that. */
+	hmm_touch(t, 1, 1, true);
+	hmm_ask(t, 0, HMM_PAGES);
+	t->range.default_flags = HMM_WRITE;
+	INIT_WORK(&t->other, hmm_hold_until_over);
+	hmm_begin_other(t);
+
+	t->range.notifier_seq = mmu_interval_read_begin(&t->notifier);
+	ret = t->call->fault(&t->range);
+	complete(&t->over);
+	flush_work(&t->other);
+
+	KUNIT_EXPECT_EQ(test, ret, 0);
+	KUNIT_EXPECT_FALSE(test, t->late);
+	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
+}
+
 /* The suite */
 
 static struct kunit_case hmm_retry_cases[] = {
@@ -582,11 +641,13 @@ static struct kunit_case hmm_retry_cases[] = {
 	HMM_CASE(repeated_invalidation),
 	HMM_CASE(random_restarts),
 	KUNIT_CASE_PARAM(hmm_test_budget, hmm_budget_gen_params),
+	KUNIT_CASE_PARAM(hmm_test_each_budget, hmm_budget_gen_params),
 	KUNIT_CASE(hmm_test_late_first_walk),
 	KUNIT_CASE_SLOW(hmm_test_slow_faults),
 	KUNIT_CASE_SLOW(hmm_test_slow_lock),
 	HMM_CASE(fatal_signal),
 	KUNIT_CASE(hmm_test_killed_waiting),
+	KUNIT_CASE_PARAM(hmm_test_held_mmap_lock, hmm_unlocked_gen_params),
 	KUNIT_CASE(hmm_test_reaped_mm),
 	KUNIT_CASE(hmm_test_dead_mm),
 	KUNIT_CASE(hmm_test_no_memory),
