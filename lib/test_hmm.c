@@ -120,13 +120,14 @@
 
 /*
  * Bounds on what a command can make the kernel allocate or do at a time: the
- * range of a command, that of a raw fault, the outputs of a walk, the data in
- * transit between the device and the caller's buffer, and the pages that a file
- * offers for mmap.
+ * range of a command, that of a raw fault, the outputs of a walk in one step and
+ * in many, the data in transit between the device and the caller's buffer, and
+ * the pages that a file offers for mmap.
  */
 #define DMIRROR_MAX_PAGES	(4UL << 20)
 #define DMIRROR_MAX_RAW_PAGES	(SZ_4G >> PAGE_SHIFT)
 #define DMIRROR_WALK_PAGES	512UL
+#define DMIRROR_EACH_PAGES	65536UL
 #define DMIRROR_BOUNCE_PAGES	(SZ_2M >> PAGE_SHIFT)
 #define DMIRROR_IO_PAGES	16UL
 
@@ -590,11 +591,14 @@ static void dmirror_inject(struct dmirror *dmirror, unsigned int point)
  *	pages have the same.
  * @look: does what else has to be done while the mmap lock is held that HMM was
  *	called with. NULL if there is nothing.
- * @use: does what has to be done with the outputs in @range. Called with
- *	dmirror->lock held, while the outputs are what the CPU has. Not called
- *	for a batch that HMM failed for.
+ * @use: does what has to be done with the outputs of [start, end), which are a
+ *	part of @range. Called with dmirror->lock held, while the outputs are
+ *	what the CPU has. Not called for what HMM failed for.
  * @timeout: jiffies for tries after the first invalidation, 0 for ever
+ * @batch: how many pages @range has at a time
  * @tries: how many it took
+ * @steps: how many times @use was called
+ * @each: let HMM do all of the protocol, and hand over a step at a time
  * @unlocked: let HMM take the mmap lock and do the retries
  * @once: do not try again
  */
@@ -603,9 +607,13 @@ struct dmirror_walk {
 	struct hmm_range range;
 	void (*prepare)(struct dmirror_walk *walk);
 	void (*look)(struct dmirror_walk *walk);
-	int (*use)(struct dmirror_walk *walk);
+	int (*use)(struct dmirror_walk *walk, unsigned long start,
+		   unsigned long end);
 	unsigned long timeout;
+	unsigned long batch;
 	unsigned long tries;
+	unsigned long steps;
+	bool each;
 	bool unlocked;
 	bool once;
 };
@@ -614,17 +622,17 @@ struct dmirror_walk {
 #define DMIRROR_INVALIDATED 1
 
 static int dmirror_walk_init(struct dmirror_walk *walk, unsigned long start,
-			     unsigned long requests)
+			     unsigned long batch, unsigned long requests)
 {
 	struct dmirror *dmirror = walk->dmirror;
 
 	/* Zeroed: HMM hands on the sticky bits that it finds in here. */
-	walk->range.hmm_pfns = kcalloc(DMIRROR_WALK_PAGES,
-				       sizeof(*walk->range.hmm_pfns),
-				       GFP_KERNEL_ACCOUNT);
+	walk->range.hmm_pfns = kvcalloc(batch, sizeof(*walk->range.hmm_pfns),
+					GFP_KERNEL_ACCOUNT);
 	if (!walk->range.hmm_pfns)
 		return -ENOMEM;
 
+	walk->batch = batch;
 	walk->range.notifier = &dmirror->notifier;
 	walk->range.dev_private_owner = dmirror->device;
 	walk->range.default_flags = requests;
@@ -635,7 +643,7 @@ static int dmirror_walk_init(struct dmirror_walk *walk, unsigned long start,
 
 static void dmirror_walk_fini(struct dmirror_walk *walk)
 {
-	kfree(walk->range.hmm_pfns);
+	kvfree(walk->range.hmm_pfns);
 }
 
 /*
@@ -644,7 +652,7 @@ static void dmirror_walk_fini(struct dmirror_walk *walk)
  */
 static bool dmirror_walk_next(struct dmirror_walk *walk, unsigned long end)
 {
-	const unsigned long size = DMIRROR_WALK_PAGES << PAGE_SHIFT;
+	const unsigned long size = walk->batch << PAGE_SHIFT;
 	unsigned long start = walk->range.end;
 
 	walk->range.start = start;
@@ -655,6 +663,13 @@ static bool dmirror_walk_next(struct dmirror_walk *walk, unsigned long end)
 static unsigned long dmirror_walk_npages(struct dmirror_walk *walk)
 {
 	return (walk->range.end - walk->range.start) >> PAGE_SHIFT;
+}
+
+/* The outputs from @start on. */
+static unsigned long *dmirror_walk_outputs(struct dmirror_walk *walk,
+					   unsigned long start)
+{
+	return &walk->range.hmm_pfns[(start - walk->range.start) >> PAGE_SHIFT];
 }
 
 static int dmirror_walk_locked(struct dmirror_walk *walk)
@@ -677,10 +692,56 @@ static int dmirror_walk_locked(struct dmirror_walk *walk)
  * An invalidation that comes now has to wait, or to fail if it can't. That is
  * over in no time, unless a test wants to see it.
  */
-static int dmirror_walk_use(struct dmirror_walk *walk)
+static int dmirror_walk_use(struct dmirror_walk *walk, unsigned long start,
+			    unsigned long end)
 {
 	dmirror_inject(walk->dmirror, HMM_DMIRROR_POINT_USE);
-	return walk->use(walk);
+	walk->steps++;
+	return walk->use(walk, start, end);
+}
+
+static void dmirror_commit_lock(struct hmm_range *range)
+{
+	struct dmirror_walk *walk = container_of(range, struct dmirror_walk,
+						 range);
+
+	walk->tries++;
+	mutex_lock(&walk->dmirror->lock);
+}
+
+static void dmirror_commit_unlock(struct hmm_range *range)
+{
+	struct dmirror_walk *walk = container_of(range, struct dmirror_walk,
+						 range);
+
+	mutex_unlock(&walk->dmirror->lock);
+}
+
+static int dmirror_commit(struct hmm_range *range, unsigned long start,
+			  unsigned long end)
+{
+	return dmirror_walk_use(container_of(range, struct dmirror_walk, range),
+				start, end);
+}
+
+static const struct hmm_commit_ops dmirror_commit_ops = {
+	.lock = dmirror_commit_lock,
+	.unlock = dmirror_commit_unlock,
+	.commit = dmirror_commit,
+};
+
+/* All that the rest of this section does by hand. */
+static int dmirror_walk_each(struct dmirror_walk *walk)
+{
+	int ret;
+
+	if (walk->prepare)
+		walk->prepare(walk);
+	ret = hmm_range_fault_each(&walk->range, walk->timeout,
+				   &dmirror_commit_ops);
+	dmirror_count(walk->dmirror, DMIRROR_WALKS, 1);
+	dmirror_count(walk->dmirror, DMIRROR_RETRIES, walk->tries - walk->steps);
+	return ret;
 }
 
 static int dmirror_walk_once(struct dmirror_walk *walk)
@@ -708,7 +769,7 @@ static int dmirror_walk_once(struct dmirror_walk *walk)
 				    walk->range.notifier_seq))
 		ret = DMIRROR_INVALIDATED;
 	else
-		ret = dmirror_walk_use(walk);
+		ret = dmirror_walk_use(walk, walk->range.start, walk->range.end);
 	mutex_unlock(&dmirror->lock);
 	return ret;
 }
@@ -722,7 +783,6 @@ static int dmirror_walk_retry(struct dmirror_walk *walk)
 	unsigned long deadline;
 	int ret;
 
-	walk->tries = 0;
 	ret = dmirror_walk_once(walk);
 	deadline = jiffies + walk->timeout;
 	while (ret == DMIRROR_INVALIDATED) {
@@ -748,9 +808,11 @@ static int dmirror_walk(struct dmirror_walk *walk)
 	struct mm_struct *mm = walk->dmirror->notifier.mm;
 	int ret;
 
+	walk->tries = 0;
+	walk->steps = 0;
 	if (!mmget_not_zero(mm))
 		return -EFAULT;
-	ret = dmirror_walk_retry(walk);
+	ret = walk->each ? dmirror_walk_each(walk) : dmirror_walk_retry(walk);
 	mmput(mm);
 
 	cond_resched();
@@ -767,19 +829,20 @@ static int dmirror_walk(struct dmirror_walk *walk)
 struct dmirror_fault {
 	struct dmirror_walk walk;
 	struct xa_state xas;
+	unsigned long done;	/* where what is entered ends */
 	bool local_only;	/* enter only what is in the device's memory */
 };
 
 /* HMM must have granted, for every page, what was requested. */
-static bool dmirror_granted(struct dmirror_walk *walk)
+static bool dmirror_granted(struct dmirror_walk *walk, unsigned long start,
+			    unsigned long end)
 {
-	const unsigned long *outputs = walk->range.hmm_pfns;
+	const unsigned long *output = dmirror_walk_outputs(walk, start);
 	unsigned long requests = walk->range.default_flags;
-	unsigned long i;
 
 	/* A request is granted by the output flag that has the same bit. */
-	for (i = 0; i < dmirror_walk_npages(walk); i++)
-		if ((outputs[i] & (requests | HMM_PFN_ERROR)) != requests)
+	for (; start < end; start += PAGE_SIZE)
+		if ((*output++ & (requests | HMM_PFN_ERROR)) != requests)
 			return false;
 	return true;
 }
@@ -791,47 +854,51 @@ static bool dmirror_is_local_output(struct dmirror_walk *walk,
 	       dmirror_is_local(walk->dmirror->device, hmm_pfn_to_page(output));
 }
 
-/* Running out of memory is left in the xa_state, for dmirror_fault_batch(). */
-static int dmirror_fault_use(struct dmirror_walk *walk)
+/* Running out of memory stays in the xa_state, too, for dmirror_fault_batch(). */
+static int dmirror_fault_use(struct dmirror_walk *walk, unsigned long start,
+			     unsigned long end)
 {
 	struct dmirror_fault *fault = container_of(walk, struct dmirror_fault,
 						   walk);
-	const unsigned long *outputs = walk->range.hmm_pfns;
+	const unsigned long *output = dmirror_walk_outputs(walk, start);
 	struct xa_state *xas = &fault->xas;
-	unsigned long i;
 
-	if (WARN_ON_ONCE(!fault->local_only && !dmirror_granted(walk)))
+	if (WARN_ON_ONCE(!fault->local_only && !dmirror_granted(walk, start, end)))
 		return -EIO;
 
-	xas_set(xas, walk->range.start >> PAGE_SHIFT);
+	xas_set(xas, start >> PAGE_SHIFT);
 	xas_lock(xas);
 	/* Without it, going on to the next would stay where it is, once. */
 	xas_load(xas);
-	for (i = 0; i < dmirror_walk_npages(walk); i++) {
-		if (!fault->local_only || dmirror_is_local_output(walk, outputs[i]))
-			xas_store(xas, dmirror_entry(outputs[i]));
+	for (; start < end; start += PAGE_SIZE, output++) {
+		if (!fault->local_only || dmirror_is_local_output(walk, *output))
+			xas_store(xas, dmirror_entry(*output));
 		if (xas_error(xas))
 			break;
 		xas_next(xas);
 	}
 	xas_unlock(xas);
-	return 0;
+	fault->done = start;
+	return xas_error(xas);
 }
 
 /*
  * The table grows with whatever memory there is without waiting. If that is not
- * enough the batch is done again with memory waited for: without the lock, so
- * the outputs are not valid any more.
+ * enough the rest of the batch is done again with memory waited for: without the
+ * lock, so the outputs are not valid any more.
  */
 static int dmirror_fault_batch(struct dmirror_fault *fault)
 {
+	struct hmm_range *range = &fault->walk.range;
 	int ret;
 
+	fault->done = range->start;
 	do {
+		range->start = fault->done;
 		ret = dmirror_walk(&fault->walk);
 	} while (xas_nomem(&fault->xas, GFP_KERNEL));
 
-	return ret ?: xas_error(&fault->xas);
+	return ret;
 }
 
 /*
@@ -845,13 +912,15 @@ static int dmirror_fault(struct dmirror *dmirror, unsigned long start,
 	struct dmirror_fault fault = {
 		.walk.dmirror = dmirror,
 		.walk.use = dmirror_fault_use,
-		.walk.unlocked = unlocked,
+		.walk.each = unlocked,
 		.xas = __XA_STATE(&dmirror->table, 0, 0, 0),
 		.local_only = !requests,
 	};
+	unsigned long batch = unlocked ? DMIRROR_EACH_PAGES : DMIRROR_WALK_PAGES;
 	int ret;
 
-	ret = dmirror_walk_init(&fault.walk, start, requests);
+	batch = min(batch, roundup_pow_of_two((end - start) >> PAGE_SHIFT));
+	ret = dmirror_walk_init(&fault.walk, start, batch, requests);
 	if (ret)
 		return ret;
 
@@ -1063,7 +1132,8 @@ static u8 dmirror_prot(struct dmirror *dmirror, unsigned long output)
 	       dmirror_prot_memory(dmirror, hmm_pfn_to_page(output));
 }
 
-static int dmirror_snapshot_use(struct dmirror_walk *walk)
+static int dmirror_snapshot_use(struct dmirror_walk *walk, unsigned long start,
+				unsigned long end)
 {
 	struct dmirror_snapshot *snapshot = container_of(walk,
 							 struct dmirror_snapshot,
@@ -1940,7 +2010,8 @@ static void dmirror_raw_fault_prepare(struct dmirror_walk *walk)
 	memcpy(walk->range.hmm_pfns, fault->requests, fault->size);
 }
 
-static int dmirror_raw_fault_use(struct dmirror_walk *walk)
+static int dmirror_raw_fault_use(struct dmirror_walk *walk, unsigned long start,
+				 unsigned long end)
 {
 	return 0;
 }
@@ -1994,7 +2065,7 @@ static int dmirror_raw_fault_size(struct dmirror_raw_fault *fault,
 
 #define DMIRROR_FAULT_FLAGS						\
 	(HMM_DMIRROR_FAULT_UNLOCKED | HMM_DMIRROR_FAULT_ONCE |		\
-	 HMM_DMIRROR_FAULT_NO_OWNER)
+	 HMM_DMIRROR_FAULT_NO_OWNER | HMM_DMIRROR_FAULT_EACH)
 
 static int dmirror_test_fault(struct dmirror *dmirror,
 			      struct hmm_dmirror_test *test)
@@ -2011,9 +2082,12 @@ static int dmirror_test_fault(struct dmirror *dmirror,
 		.walk.timeout = dmirror_jiffies(test->fault.timeout),
 		.walk.unlocked = test->flags & HMM_DMIRROR_FAULT_UNLOCKED,
 		.walk.once = test->flags & HMM_DMIRROR_FAULT_ONCE,
+		.walk.each = test->flags & HMM_DMIRROR_FAULT_EACH,
 	};
 	int ret;
 
+	if (fault.walk.each && (fault.walk.unlocked || fault.walk.once))
+		return -EINVAL;
 	ret = dmirror_raw_fault_size(&fault, test);
 	if (ret)
 		return ret;
@@ -2163,7 +2237,8 @@ static int dmirror_check_entry(struct dmirror_check *check, unsigned long i,
 				     oracle->out);
 }
 
-static int dmirror_check_use(struct dmirror_walk *walk)
+static int dmirror_check_use(struct dmirror_walk *walk, unsigned long start,
+			     unsigned long end)
 {
 	struct dmirror_check *check = container_of(walk, struct dmirror_check,
 						   walk);
@@ -2231,7 +2306,7 @@ static int dmirror_test_check(struct dmirror *dmirror,
 	check->walk.dmirror = dmirror;
 	check->walk.look = dmirror_check_look;
 	check->walk.use = dmirror_check_use;
-	ret = dmirror_walk_init(&check->walk, 0, 0);
+	ret = dmirror_walk_init(&check->walk, 0, DMIRROR_WALK_PAGES, 0);
 	if (!ret)
 		ret = range.npages ? dmirror_check_range(check, range.addr,
 							 dmirror_cmd_end(&range)) :
@@ -2422,7 +2497,8 @@ static int dmirror_cmd_snapshot(struct dmirror *dmirror,
 
 	snapshot->walk.dmirror = dmirror;
 	snapshot->walk.use = dmirror_snapshot_use;
-	ret = dmirror_walk_init(&snapshot->walk, cmd->addr, 0);
+	ret = dmirror_walk_init(&snapshot->walk, cmd->addr, DMIRROR_WALK_PAGES,
+				0);
 	while (!ret && dmirror_walk_next(&snapshot->walk, end))
 		ret = dmirror_snapshot_batch(snapshot, cmd);
 

@@ -127,6 +127,7 @@ enum {
 #define HMM_DMIRROR_FAULT_UNLOCKED	_BITUL(0) /* leave mmap lock and retries to HMM */
 #define HMM_DMIRROR_FAULT_ONCE		_BITUL(1) /* do not try again if invalidated */
 #define HMM_DMIRROR_FAULT_NO_OWNER	_BITUL(2) /* own no device memory */
+#define HMM_DMIRROR_FAULT_EACH		_BITUL(3) /* leave all to HMM, a step at a time */
 
 /*
  * OP_INJECT: where. A gate is a mapping of the device's file from this offset
@@ -174,7 +175,8 @@ enum {
  *	element for each page, requests on the way in and outputs on the way out,
  *	if the call fails, too. Page frame numbers are left out unless the caller
  *	has CAP_SYS_ADMIN. @timeout is in milliseconds, 0 is for ever. The device's
- *	own page table does not change. Output: @tries is how many calls it took,
+ *	own page table does not change. Output: @tries is how many calls it took
+ *	(with EACH, how often a step was handed over, or was stale by then),
  *	@faults how many faults were handled, @invalidations how many times
  *	something was invalidated meanwhile.
  * @stats: Output: counts of what was done through the file since it was opened.
