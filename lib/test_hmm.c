@@ -2199,6 +2199,7 @@ static void dmirror_check_look(struct dmirror_walk *walk)
 	for (i = 0; i < dmirror_walk_npages(walk); i++, addr += PAGE_SIZE)
 		check->oracles[i] = hmm_oracle(walk->dmirror->notifier.mm, addr,
 					       walk->range.dev_private_owner);
+	hmm_oracle_join(check->oracles, walk->range.start, i);
 }
 
 static int dmirror_check_differs(struct dmirror_check *check, u64 wrong,

@@ -378,6 +378,98 @@ static int hmm_resolve_leaf(struct hmm_walk *w, unsigned long start,
 	return 0;
 }
 
+/*
+ * Joining: large folios that are mapped by PTEs
+ *
+ * A device can map with one entry what the CPU maps with many, if the PTEs of
+ * a large folio follow each other. Whether they do can be told from the outputs
+ * alone, and only where they do is a folio worth a look.
+ */
+
+/* Less is of no use to devices, and is the least that anonymous memory has. */
+#define HMM_JOIN_ORDER	2
+#define HMM_JOIN_PAGES	(1UL << HMM_JOIN_ORDER)
+
+#define HMM_ORDERS	(HMM_PFN_FLAGS & (HMM_PFN_P2PDMA_BUS - 1))
+
+/* Does the page of @element follow that of the element before, with its rights? */
+static bool hmm_follows(const unsigned long *element)
+{
+	return ((element[0] ^ (element[-1] + 1)) & ~(HMM_STICKY | HMM_ORDERS)) == 0;
+}
+
+/*
+ * The elements [@first, @end) follow each other. Each gets the order of the
+ * largest block that it is part of, where that is aligned in both the address
+ * space and memory.
+ */
+static void hmm_set_orders(const struct hmm_range *range, unsigned long first,
+			   unsigned long end)
+{
+	unsigned long *pfns = range->hmm_pfns;
+	unsigned long i, where, order, out;
+
+	for (; first < end; first += 1UL << order) {
+		where = ((range->start >> PAGE_SHIFT) + first) |
+			(pfns[first] & ~HMM_PFN_FLAGS);
+		order = min(__ffs(where), __fls(end - first));
+		out = order < HMM_JOIN_ORDER ? 0 : order << HMM_PFN_ORDER_SHIFT;
+		for (i = first; i < first + (1UL << order); i++)
+			pfns[i] = (pfns[i] & ~HMM_ORDERS) | out;
+	}
+}
+
+/*
+ * Element @i is part of a large folio. Join what is around it, but not below
+ * @low nor from @high on. Returns where that ends.
+ */
+static unsigned long hmm_join_folio(const struct hmm_range *range, unsigned long i,
+				    unsigned long low, unsigned long high)
+{
+	unsigned long *pfns = range->hmm_pfns;
+	unsigned long pfn = pfns[i] & ~HMM_PFN_FLAGS;
+	struct folio *folio = pfn_folio(pfn);
+	unsigned long before = pfn - folio_pfn(folio);
+	unsigned long first = i, end = i + 1;
+
+	low = max(low, i - min(i, before));
+	high = min(high, i + folio_nr_pages(folio) - before);
+	while (first > low && hmm_follows(&pfns[first]))
+		first--;
+	while (end < high && hmm_follows(&pfns[end]))
+		end++;
+	hmm_set_orders(range, first, end);
+	return end;
+}
+
+/*
+ * [@start, @end) was stored from one page table, whose lock is still held, so
+ * that the folios stay what they are. What this call had stored from the table
+ * before that is joined, too, as far as it belongs to the same folio.
+ */
+static void hmm_join(const struct hmm_range *range, unsigned long start, unsigned long end)
+{
+	unsigned long low = max(range->start, ALIGN_DOWN(start, PMD_SIZE));
+	const unsigned long size = HMM_JOIN_PAGES << PAGE_SHIFT;
+	const unsigned long *element;
+	unsigned long addr;
+
+	addr = ALIGN_DOWN(start, size);
+	if (addr < low)
+		addr += size;
+	while (addr + size <= end) {
+		element = hmm_element(range, addr);
+		addr += size;
+		if (element[0] & (HMM_JOIN_PAGES - 1) ||
+		    (u32)(element[HMM_JOIN_PAGES - 1] - element[0]) != HMM_JOIN_PAGES - 1 ||
+		    !folio_test_large(pfn_folio(element[0] & ~HMM_PFN_FLAGS)))
+			continue;
+		addr = hmm_join_folio(range, element - range->hmm_pfns,
+				      hmm_index(range, low), hmm_index(range, end));
+		addr = ALIGN(range->start + (addr << PAGE_SHIFT), size);
+	}
+}
+
 /* Tables: each level takes and releases its own page table lock */
 
 /*
@@ -436,6 +528,7 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 		hmm_store_page(element, out);
 	}
 	w->cursor = addr;
+	hmm_join(w->range, start, addr);
 	pte_unmap_unlock(first, ptl);
 	return ret;
 }

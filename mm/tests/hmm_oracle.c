@@ -35,6 +35,13 @@ static struct hmm_oracle oracle_valid(unsigned long pfn, bool write,
 	return oracle;
 }
 
+/* A page that has an entry of its own may be part of a larger whole. */
+static struct hmm_oracle oracle_single(struct hmm_oracle oracle)
+{
+	oracle.folio = pfn_folio(oracle.out & ~HMM_PFN_FLAGS);
+	return oracle;
+}
+
 static unsigned long oracle_offset(unsigned long addr, unsigned long size)
 {
 	return (addr % size) >> PAGE_SHIFT;
@@ -50,8 +57,11 @@ static struct hmm_oracle oracle_present(struct folio_walk *fw,
 	case FW_LEVEL_PTE:
 		if (pte_protnone(fw->pte))
 			return oracle_empty;
+		if (!hugetlb)
+			return oracle_single(oracle_valid(pte_pfn(fw->pte),
+							  pte_write(fw->pte), PAGE_SIZE));
 		return oracle_valid(pte_pfn(fw->pte), pte_write(fw->pte),
-				    hugetlb ? vma_kernel_pagesize(vma) : PAGE_SIZE);
+				    vma_kernel_pagesize(vma));
 	case FW_LEVEL_PMD:
 		if (pmd_protnone(fw->pmd))
 			return oracle_empty;
@@ -69,11 +79,13 @@ static struct hmm_oracle oracle_private(softleaf_t leaf, unsigned long addr,
 					unsigned long size, void *owner)
 {
 	struct page *page = softleaf_to_page(leaf);
+	struct hmm_oracle oracle;
 
 	if (!owner || page_pgmap(page)->owner != owner)
 		return oracle_empty;
-	return oracle_valid(page_to_pfn(page) + oracle_offset(addr, size),
-			    softleaf_is_device_private_write(leaf), size);
+	oracle = oracle_valid(page_to_pfn(page) + oracle_offset(addr, size),
+			      softleaf_is_device_private_write(leaf), size);
+	return size == PAGE_SIZE ? oracle_single(oracle) : oracle;
 }
 
 /* One marker can say several things. */
@@ -212,6 +224,55 @@ struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
 	return oracle;
 }
 EXPORT_SYMBOL_FOR_MODULES(hmm_oracle, "test_hmm,hmm_walk_test");
+
+static bool oracle_is_block(const struct hmm_oracle *oracles, unsigned long npages)
+{
+	unsigned long i;
+
+	for (i = 0; i < npages; i++)
+		if (!oracles[i].folio || oracles[i].folio != oracles[0].folio ||
+		    oracles[i].out != oracles[0].out + i)
+			return false;
+	return (oracles[0].out & ~HMM_PFN_FLAGS) % npages == 0;
+}
+
+/* What has an order is single no longer. */
+static void oracle_set_order(struct hmm_oracle *oracles, unsigned long order)
+{
+	unsigned long i;
+
+	for (i = 0; i < 1UL << order; i++) {
+		oracles[i].out |= order << HMM_PFN_ORDER_SHIFT;
+		oracles[i].folio = NULL;
+	}
+}
+
+/**
+ * hmm_oracle_join() - find out which pages HMM has to give orders to
+ * @oracles: what hmm_oracle() returned for each page, and is changed here
+ * @addr: of the first page
+ * @npages: how many there are: all of the range that HMM is asked for, up to
+ *	where it stopped
+ *
+ * Pages of one folio that have PTEs of their own count as one mapping where
+ * they are an aligned block in both memory and the address space, all with the
+ * same rights, of four pages or more.
+ *
+ * Context: Any.
+ */
+void hmm_oracle_join(struct hmm_oracle *oracles, unsigned long addr,
+		     unsigned long npages)
+{
+	unsigned long vpn = addr >> PAGE_SHIFT, order, size, i;
+
+	for (order = PMD_ORDER; order >= 2; order--) {
+		size = 1UL << order;
+		for (i = ALIGN(vpn, size) - vpn; i + size <= npages; i += size)
+			if (oracle_is_block(&oracles[i], size))
+				oracle_set_order(&oracles[i], order);
+	}
+}
+EXPORT_SYMBOL_FOR_MODULES(hmm_oracle_join, "test_hmm,hmm_walk_test");
 
 /**
  * hmm_oracle_page_out() - have a page written to swap

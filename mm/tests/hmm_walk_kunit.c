@@ -24,6 +24,9 @@
 /* What is found behind the end of the elements. */
 #define HMM_CANARY	0x5a5a5a5aUL
 
+/* What an output says of a page, whatever it is mapped together with. */
+#define HMM_OUTPUTS	(HMM_PFN_VALID | HMM_PFN_WRITE | HMM_PFN_ERROR)
+
 static unsigned long seed;
 module_param(seed, ulong, 0644);
 MODULE_PARM_DESC(seed, "of random cases; 0 for a new one each time");
@@ -127,7 +130,8 @@ static bool hmm_was_empty(const struct hmm_case *c, unsigned long page)
 }
 
 /* Is @out what has to be stored for a page that was not faulted, or was? */
-static bool hmm_check_output(struct hmm_world *w, unsigned long page, unsigned long out)
+static bool hmm_check_output(struct hmm_world *w, unsigned long page, unsigned long out,
+			     unsigned long there)
 {
 	const struct hmm_case *c = w->c;
 	enum hmm_ref_answer answer = hmm_answer(c, page);
@@ -138,17 +142,15 @@ static bool hmm_check_output(struct hmm_world *w, unsigned long page, unsigned l
 				 in & HMM_STICKY, out & HMM_STICKY);
 	out &= ~HMM_STICKY;
 	want = hmm_ref_output(answer);
-	if (answer != REF_FAULT && (out & HMM_PFN_FLAGS) != want)
+	if (answer != REF_FAULT && (out & HMM_OUTPUTS) != want)
 		return hmm_wrong(w, "page %lu: stored %#lx, not %#lx", page, out, want);
 	want = HMM_PFN_VALID | (hmm_request(c, page) == REF_WRITE ? HMM_PFN_WRITE : 0);
 	if (answer == REF_FAULT && (out & want) != want)
 		return hmm_wrong(w, "page %lu: stored %#lx after a fault", page, out);
 	if (answer == REF_FAULT && (out & ~want & HMM_PFN_WRITE) && hmm_was_empty(c, page))
 		return hmm_wrong(w, "page %lu: faulted for write, not read", page);
-	want = hmm_oracle(w->mm, hmm_addr(w, page), w->range.dev_private_owner).out;
-	if (out != want)
-		return hmm_wrong(w, "page %lu: stored %#lx, and there is %#lx", page, out, want);
-	return true;
+	return out == there || hmm_wrong(w, "page %lu: stored %#lx, and there is %#lx",
+					 page, out, there);
 }
 
 static bool hmm_check_untouched(struct hmm_world *w, unsigned long page)
@@ -161,11 +163,18 @@ static bool hmm_check_untouched(struct hmm_world *w, unsigned long page)
 
 static bool hmm_check_elements(struct hmm_world *w, unsigned long cursor)
 {
+	struct hmm_oracle oracles[HMM_PAGES];
 	const struct hmm_case *c = w->c;
 	unsigned long page;
 
 	for (page = c->first; page < cursor; page++)
-		if (!hmm_check_output(w, page, w->pfns[page - c->first]))
+		oracles[page - c->first] = hmm_oracle(w->mm, hmm_addr(w, page),
+						      w->range.dev_private_owner);
+	hmm_oracle_join(oracles, hmm_addr(w, c->first), cursor - c->first);
+
+	for (page = c->first; page < cursor; page++)
+		if (!hmm_check_output(w, page, w->pfns[page - c->first],
+				      oracles[page - c->first].out))
 			return false;
 	for (; page < c->end; page++)
 		if (!hmm_check_untouched(w, page))
