@@ -89,19 +89,21 @@ static inline phys_addr_t hmm_pfn_to_phys(unsigned long hmm_pfn)
 }
 
 /**
- * hmm_pfn_to_map_order() - the size of the CPU mapping that covers a page
+ * hmm_pfn_to_map_order() - the size of the mapping that covers a page
  * @hmm_pfn: an output with %HMM_PFN_VALID
  *
- * The entry that maps the page maps 1 << order pages, naturally aligned in
- * the address space. Those of them that lie inside the range all have
- * consecutive pfns, the same flags and the same order.
+ * The page is part of a mapping of 1 << order pages, naturally aligned in the
+ * address space. Those of them that lie inside the range all have consecutive
+ * pfns, the same flags and the same order.
  *
- * The mapping may begin before &hmm_range.start and end after
- * &hmm_range.end. Nothing was promised about those pages, so a device mapping
- * made from the order has to be clipped to the range.
+ * That is the mapping of a huge entry, which may begin before &hmm_range.start
+ * and end after &hmm_range.end: nothing was promised about those pages, so a
+ * device mapping made from the order has to be clipped to the range, see
+ * hmm_range_map_pages(). Or it is what PTEs of one large folio add up to, four
+ * of them or more, if all of it is inside the range and aligned in memory, too.
  *
  * Context: As hmm_pfn_to_page().
- * Return: the order, in base pages: 0 for a PTE.
+ * Return: the order, in base pages: 0 for a page that is mapped alone.
  */
 static inline unsigned int hmm_pfn_to_map_order(unsigned long hmm_pfn)
 {
