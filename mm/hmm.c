@@ -4,8 +4,8 @@
  *
  * Looks up what the CPU page tables hold for a range of a process, faulting
  * pages in as asked, so that a device can mirror it. This file reads from top
- * to bottom: requests, storing, classifying entries, resolving, the walk's
- * callbacks, faulting, and the two calls.
+ * to bottom: requests, storing, classifying entries, resolving, joining, tables,
+ * the page walker's callbacks, walking, locking, faulting, and the calls.
  */
 #include <linux/hmm.h>
 #include <linux/hugetlb.h>
@@ -44,6 +44,10 @@
  * fault is handled for that one page and only as strongly as it asked, and
  * the walk goes on at the cursor. An output with %HMM_PFN_ERROR cannot be
  * mended by a fault, so a need turns it into an error of the call.
+ *
+ * A walk is one of a VMA, or of a gap between two. The lock that keeps that as
+ * it is belongs to the caller or is HMM's own: that of the VMA if it will do,
+ * else the mmap lock.
  *
  * Faults are also how the walk waits for what is in the way, such as a
  * migration: the fault handler knows how to wait for it.
@@ -443,6 +447,20 @@ static unsigned long hmm_join_folio(const struct hmm_range *range, unsigned long
 }
 
 /*
+ * Are these pages, which are aligned in the address space, the least that is
+ * worth joining? The first ones may have been stored under an earlier lock, so
+ * that it is the last one's folio that can be relied on.
+ */
+static bool hmm_may_join(const unsigned long *element)
+{
+	unsigned long last = element[HMM_JOIN_PAGES - 1];
+
+	return !(element[0] & (HMM_JOIN_PAGES - 1)) &&
+	       (u32)(last - element[0]) == HMM_JOIN_PAGES - 1 &&
+	       folio_test_large(pfn_folio(last & ~HMM_PFN_FLAGS));
+}
+
+/*
  * [@start, @end) was stored from one page table, whose lock is still held, so
  * that the folios stay what they are. What this call had stored from the table
  * before that is joined, too, as far as it belongs to the same folio.
@@ -451,22 +469,15 @@ static void hmm_join(const struct hmm_range *range, unsigned long start, unsigne
 {
 	unsigned long low = max(range->start, ALIGN_DOWN(start, PMD_SIZE));
 	const unsigned long size = HMM_JOIN_PAGES << PAGE_SHIFT;
-	const unsigned long *element;
-	unsigned long addr;
+	unsigned long addr, i;
 
-	addr = ALIGN_DOWN(start, size);
-	if (addr < low)
-		addr += size;
-	while (addr + size <= end) {
-		element = hmm_element(range, addr);
-		addr += size;
-		if (element[0] & (HMM_JOIN_PAGES - 1) ||
-		    (u32)(element[HMM_JOIN_PAGES - 1] - element[0]) != HMM_JOIN_PAGES - 1 ||
-		    !folio_test_large(pfn_folio(element[0] & ~HMM_PFN_FLAGS)))
+	for (addr = ALIGN_DOWN(start, size); addr + size <= end; addr += size) {
+		if (addr < low || !hmm_may_join(hmm_element(range, addr)))
 			continue;
-		addr = hmm_join_folio(range, element - range->hmm_pfns,
-				      hmm_index(range, low), hmm_index(range, end));
-		addr = ALIGN(range->start + (addr << PAGE_SHIFT), size);
+		i = hmm_join_folio(range, hmm_index(range, addr) + HMM_JOIN_PAGES - 1,
+				   hmm_index(range, low), hmm_index(range, end));
+		/* The rest of the last of them was just looked at, too. */
+		addr = ALIGN_DOWN(range->start + ((i - 1) << PAGE_SHIFT), size);
 	}
 }
 
