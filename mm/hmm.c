@@ -392,7 +392,7 @@ static int hmm_resolve_leaf(struct hmm_walk *w, unsigned long start,
 
 /* Less is of no use to devices, and is the least that anonymous memory has. */
 #define HMM_JOIN_ORDER	2
-#define HMM_JOIN_PAGES	(1UL << HMM_JOIN_ORDER)
+#define HMM_JOIN_PAGES	BIT(HMM_JOIN_ORDER)
 
 #define HMM_ORDERS	(HMM_PFN_FLAGS & (HMM_PFN_P2PDMA_BUS - 1))
 
@@ -691,42 +691,48 @@ static bool hmm_vma_refused(struct vm_area_struct *vma)
 }
 
 /*
- * The entry that covers @addr in a table of PMDs, or NULL where there is no
- * such table. Nothing frees one while its VMA stays, see walk_pmd_range().
+ * Find the entry that covers @addr in a table of PMDs, and NULL where there is
+ * no such table. Returns false if that has another reason than that nothing is
+ * mapped. Nothing frees such a table while its VMA stays, see walk_pmd_range().
  */
-static pmd_t *hmm_find_pmd(struct mm_struct *mm, unsigned long addr)
+static bool hmm_find_pmd(struct mm_struct *mm, unsigned long addr, pmd_t **pmdpp)
 {
 	pgd_t *pgdp = pgd_offset(mm, addr);
 	p4d_t *p4dp;
 	pud_t *pudp;
 	pud_t pud;
 
+	*pmdpp = NULL;
 	if (pgd_none(*pgdp) || pgd_bad(*pgdp))
-		return NULL;
+		return pgd_none(*pgdp);
 	p4dp = p4d_offset(pgdp, addr);
 	if (p4d_none(*p4dp) || p4d_bad(*p4dp))
-		return NULL;
+		return p4d_none(*p4dp);
 	pudp = pud_offset(p4dp, addr);
 	pud = pudp_get(pudp);
 	if (!pud_present(pud) || pud_leaf(pud) || pud_bad(pud))
-		return NULL;
-	return pmd_offset(pudp, addr);
+		return pud_none(pud);
+	*pmdpp = pmd_offset(pudp, addr);
+	return true;
 }
 
 /*
  * Walk what one PMD entry covers, from the cursor on. A device fault is often
  * about one page, and what it waits for would mostly be the page walker's way
- * down. NULL for @pmdp has the page walker find out why.
+ * down. Returns false if that is needed, though.
  */
-static int hmm_walk_short(struct hmm_walk *w, pmd_t *pmdp, unsigned long end)
+static bool hmm_walk_short(struct hmm_walk *w, unsigned long end, int *ret)
 {
-	int ret;
+	pmd_t *pmdp;
 
+	if (is_vm_hugetlb_page(w->vma) || !hmm_find_pmd(w->mm, w->cursor, &pmdp))
+		return false;
 	do {
 		cond_resched();
-		ret = hmm_walk_pmd(w, pmdp, w->cursor, end);
-	} while (ret == HMM_WALK_AGAIN);
-	return ret;
+		*ret = pmdp ? hmm_walk_pmd(w, pmdp, w->cursor, end) :
+			      hmm_resolve_pages(w, w->cursor, end, 0);
+	} while (*ret == HMM_WALK_AGAIN);
+	return true;
 }
 
 /*
@@ -737,17 +743,14 @@ static int hmm_walk(struct hmm_walk *w)
 {
 	unsigned long table_end = pmd_addr_end(w->cursor, w->end);
 	bool is_short = w->look_again || table_end == w->end;
-	pmd_t *pmdp;
+	int ret;
 
 	if (!w->vma || hmm_vma_refused(w->vma))
 		return hmm_resolve_pages(w, w->cursor, w->end, HMM_PFN_ERROR);
 
 	w->look_again = false;
-	if (is_short && !is_vm_hugetlb_page(w->vma)) {
-		pmdp = hmm_find_pmd(w->mm, w->cursor);
-		if (pmdp)
-			return hmm_walk_short(w, pmdp, table_end);
-	}
+	if (is_short && hmm_walk_short(w, table_end, &ret))
+		return ret;
 	return walk_page_range_vma(w->vma, w->cursor, w->end,
 				   &hmm_walk_ops[w->lock], w);
 }
