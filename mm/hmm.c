@@ -484,63 +484,121 @@ static void hmm_join(const struct hmm_range *range, unsigned long start, unsigne
 /* Tables: each level takes and releases its own page table lock */
 
 /*
- * Are entries of the VMA that look like those of normal pages to be believed?
- * Without a bit for special ones, a mixed map needs vm_normal_page() to tell.
+ * Nearly all entries are plain: present, not protnone, and of a normal page or
+ * a zero page. vm_normal_page() tells that from what these look at, except in a
+ * mixed map without a bit for special entries: hmm_vma_refused() has turned away
+ * the other VMAs that it has to look at.
  */
-static bool hmm_has_plain_ptes(const struct vm_area_struct *vma)
+static bool hmm_pte_is_plain(const struct vm_area_struct *vma, pte_t pte)
 {
-	return IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) || !(vma->vm_flags & VM_MIXEDMAP);
-}
-
-/*
- * Nearly all entries are like this, so they are not put through hmm_out_pte(),
- * which would come to hmm_out_valid() as well: the entry is present, not
- * protnone, and vm_normal_page() finds a page or a zero page. It finds no page
- * for a special entry, for a pfn that has no struct page, or in what
- * hmm_has_plain_ptes() and hmm_vma_refused() turn away.
- */
-static bool hmm_pte_is_plain(pte_t pte)
-{
+	if (!IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) && vma->vm_flags & VM_MIXEDMAP)
+		return false;
 	return pte_present(pte) && !pte_protnone(pte) && !pte_special(pte) &&
 	       pte_pfn(pte) <= highest_memmap_pfn;
 }
 
-/* What is writable meets every request. */
-static bool hmm_meets(const struct hmm_range *range, unsigned long element, unsigned long out)
+/**
+ * struct hmm_kind - plain entries that differ in nothing but the pfn
+ * @bits: what they have in common: the entry less its pfn
+ * @out: the output that they have in common, likewise
+ * @pfns: how many pfns there are, or 0 as long as there is no kind
+ *
+ * Page tables hold long runs of entries of one kind, so it pays to decide once
+ * what the kind comes to. It has to be writable, or nobody may ask to write: no
+ * request is missed by any of its entries.
+ *
+ * An entry is a pfn, which goes up to @pfns, and bits above and below it. What
+ * is left of it without @bits, turned so that the pfn is at the bottom, is its
+ * pfn if it has those very bits. If it has not, some bit above the pfn is set,
+ * and the number is larger than @pfns. So two instructions and a comparison say
+ * what hmm_pte_is_plain() and hmm_out_valid() would: those depend on the bits and
+ * on that the pfn is below @pfns.
+ */
+struct hmm_kind {
+	u64 bits;
+	unsigned long out;
+	unsigned long pfns;
+};
+
+static u64 hmm_kind_pfn(const struct hmm_kind *kind, pte_t pte)
 {
-	return out & HMM_PFN_WRITE || !hmm_need(hmm_request(range, element), out);
+	return ror64(pte_val(pte) - kind->bits, PFN_PTE_SHIFT);
+}
+
+/* Can an element ask for more than @out has? */
+static bool hmm_meets_all(const struct hmm_range *range, unsigned long out)
+{
+	return !hmm_need(range->default_flags | range->pfn_flags_mask, out);
+}
+
+/* Plain entries are those of @pte's kind from now on. */
+static void hmm_set_kind(struct hmm_kind *kind, pte_t pte, unsigned long out)
+{
+	/* 32 bits may be too few, or divided in two: not all is one number. */
+	if (!IS_ENABLED(CONFIG_64BIT))
+		return;
+	kind->bits = pte_val(pte) - ((u64)pte_pfn(pte) << PFN_PTE_SHIFT);
+	kind->out = out & HMM_PFN_FLAGS;
+	kind->pfns = highest_memmap_pfn + 1;
+}
+
+static unsigned long hmm_out_any_pte(const struct hmm_walk *w, unsigned long addr,
+				     pte_t pte, struct hmm_kind *kind)
+{
+	unsigned long out;
+
+	if (!hmm_pte_is_plain(w->vma, pte))
+		return hmm_out_pte(w, addr, pte);
+	out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
+	if (hmm_meets_all(w->range, out))
+		hmm_set_kind(kind, pte, out);
+	return out;
+}
+
+/* Read entries for pages [@start, @end) of one page table, which is locked. */
+static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
+			 unsigned long end)
+{
+	unsigned long i, npages = (end - start) >> PAGE_SHIFT;
+	unsigned long *elements = hmm_element(w->range, start);
+	struct hmm_kind kind = {};
+	unsigned long addr, out;
+	int ret = 0;
+	pte_t pte;
+	u64 pfn;
+
+	for (i = 0; i < npages; i++) {
+		pte = ptep_get(ptep + i);
+		pfn = hmm_kind_pfn(&kind, pte);
+		if (likely(pfn < kind.pfns)) {
+			hmm_store_page(&elements[i], kind.out | pfn);
+			continue;
+		}
+		addr = start + (i << PAGE_SHIFT);
+		out = hmm_out_any_pte(w, addr, pte, &kind);
+		if (hmm_need(hmm_request(w->range, elements[i]), out)) {
+			ret = hmm_stop(w, addr, out);
+			break;
+		}
+		hmm_store_page(&elements[i], out);
+	}
+	w->cursor = start + (i << PAGE_SHIFT);
+	return ret;
 }
 
 static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 			 unsigned long end)
 {
-	unsigned long *element = hmm_element(w->range, start);
-	bool plain = hmm_has_plain_ptes(w->vma);
-	unsigned long addr, out;
-	pte_t *first, *ptep;
 	spinlock_t *ptl;
-	int ret = 0;
+	pte_t *ptep;
+	int ret;
 
-	first = pte_offset_map_lock(w->mm, pmdp, start, &ptl);
-	if (!first)
+	ptep = pte_offset_map_lock(w->mm, pmdp, start, &ptl);
+	if (!ptep)
 		return HMM_WALK_AGAIN;
-
-	for (addr = start, ptep = first; addr < end; addr += PAGE_SIZE, ptep++, element++) {
-		pte_t pte = ptep_get(ptep);
-
-		if (likely(plain && hmm_pte_is_plain(pte)))
-			out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
-		else
-			out = hmm_out_pte(w, addr, pte);
-		if (unlikely(!hmm_meets(w->range, *element, out))) {
-			ret = hmm_stop(w, addr, out);
-			break;
-		}
-		hmm_store_page(element, out);
-	}
-	w->cursor = addr;
-	hmm_join(w->range, start, addr);
-	pte_unmap_unlock(first, ptl);
+	ret = hmm_read_ptes(w, ptep, start, end);
+	hmm_join(w->range, start, w->cursor);
+	pte_unmap_unlock(ptep, ptl);
 	return ret;
 }
 
