@@ -1,0 +1,542 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Benchmark of hmm_range_fault(), as a KUnit suite
+ *
+ * Each workload is a piece of memory and a way to ask for it. Where the kernel
+ * was built with HMM_PEER, a second implementation is in it, and the two are
+ * measured in turn on the very same memory. One line of output is one
+ * measurement; what becomes of them is up to the reader.
+ *
+ * Besides, what is stored has to be right, and no call may fail.
+ */
+#include <linux/file.h>
+#include <linux/hmm.h>
+#include <linux/ktime.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/moduleparam.h>
+#include <linux/sched.h>
+
+#include "hmm_bench.h"
+
+static unsigned int turns = 7;
+module_param(turns, uint, 0644);
+MODULE_PARM_DESC(turns, "How often each side is measured");
+
+static unsigned long pages = 16384;
+module_param(pages, ulong, 0644);
+MODULE_PARM_DESC(pages, "Pages of a range that is looked up");
+
+static unsigned long fault_pages = 16384;
+module_param(fault_pages, ulong, 0644);
+MODULE_PARM_DESC(fault_pages, "Pages of a range that is faulted in");
+
+static unsigned long wait_pages = 65536;
+module_param(wait_pages, ulong, 0644);
+MODULE_PARM_DESC(wait_pages, "Pages of the largest range whose faults drop the lock");
+
+static unsigned long peer_wait_pages = 16384;
+module_param(peer_wait_pages, ulong, 0644);
+MODULE_PARM_DESC(peer_wait_pages, "The same, for the peer, which may take quadratic time");
+
+static unsigned int min_us = 5000;
+module_param(min_us, uint, 0644);
+MODULE_PARM_DESC(min_us, "How long a measurement takes at least");
+
+static unsigned int disturbed_us = 20000;
+module_param(disturbed_us, uint, 0644);
+MODULE_PARM_DESC(disturbed_us, "The same, with other threads about");
+
+/* The sides */
+
+enum { HMM_BENCH_OURS, HMM_BENCH_BASE };
+
+static const struct hmm_bench_side hmm_bench_sides[] = {
+	[HMM_BENCH_OURS] = {
+		"ours", hmm_range_fault, hmm_range_fault_unlocked_timeout
+	},
+#ifdef HMM_BENCH_PEER
+	[HMM_BENCH_BASE] = {
+		"base", hmm_peer_range_fault, hmm_peer_range_fault_unlocked_timeout
+	},
+#endif
+};
+
+/* The workloads */
+
+static const struct hmm_bench_work hmm_bench_works[] = {
+	/* Snapshots */
+	{
+		.name = "empty",
+		.map = hmm_bench_map_empty,
+	}, {
+		.name = "empty-unlocked",
+		.map = hmm_bench_map_empty,
+		.unlocked = true,
+	}, {
+		.name = "half",
+		.map = hmm_bench_map_half,
+		.want = HMM_WRITE,
+		.half = true,
+	}, {
+		.name = "populated",
+		.map = hmm_bench_map_full,
+		.want = HMM_WRITE,
+	}, {
+		.name = "populated-unlocked",
+		.map = hmm_bench_map_full,
+		.want = HMM_WRITE,
+		.unlocked = true,
+	}, {
+		.name = "thousand-vmas",
+		.map = hmm_bench_map_pieces,
+		.want = HMM_WRITE,
+	},
+
+	/* Requests of what is there */
+	{
+		.name = "read-met",
+		.map = hmm_bench_map_full,
+		.default_flags = HMM_READ,
+		.want = HMM_WRITE,
+	}, {
+		.name = "write-met",
+		.map = hmm_bench_map_full,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+	}, {
+		.name = "write-met-unlocked",
+		.map = hmm_bench_map_full,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+		.unlocked = true,
+	}, {
+		.name = "read-met-mask",
+		.map = hmm_bench_map_full,
+		.fill = HMM_READ,
+		.want = HMM_WRITE,
+	}, {
+		.name = "write-met-mask",
+		.map = hmm_bench_map_full,
+		.fill = HMM_WRITE,
+		.want = HMM_WRITE,
+	}, {
+		.name = "write-met-mask-unlocked",
+		.map = hmm_bench_map_full,
+		.fill = HMM_WRITE,
+		.want = HMM_WRITE,
+		.unlocked = true,
+	},
+
+	/* Other kinds of entries */
+	{
+		.name = "thp",
+		.map = hmm_bench_map_thp,
+		.order = PMD_SHIFT - PAGE_SHIFT,
+		.want = HMM_WRITE,
+	}, {
+		.name = "thp-write-met",
+		.map = hmm_bench_map_thp,
+		.order = PMD_SHIFT - PAGE_SHIFT,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+	}, {
+		.name = "hugetlb",
+		.map = hmm_bench_map_hugetlb,
+		.order = PMD_SHIFT - PAGE_SHIFT,
+		.want = HMM_WRITE,
+	}, {
+		.name = "hugetlb-write-met",
+		.map = hmm_bench_map_hugetlb,
+		.order = PMD_SHIFT - PAGE_SHIFT,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+	}, {
+		.name = "mthp-64k",
+		.map = hmm_bench_map_mthp,
+		.order = 16 - PAGE_SHIFT,
+		.want = HMM_WRITE,
+	}, {
+		.name = "device-private",
+		.map = hmm_bench_map_device,
+		.unmap = hmm_bench_unmap_device,
+		.want = HMM_WRITE,
+	},
+
+	/* Faults */
+	{
+		.name = "read-cold",
+		.map = hmm_bench_map_empty,
+		.reset = hmm_bench_zap,
+		.default_flags = HMM_READ,
+		.want = HMM_READ,
+		.due = 1,
+	}, {
+		.name = "write-cold",
+		.map = hmm_bench_map_empty,
+		.reset = hmm_bench_zap,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+		.due = 1,
+	}, {
+		.name = "write-cold-mask",
+		.map = hmm_bench_map_empty,
+		.reset = hmm_bench_zap,
+		.fill = HMM_WRITE,
+		.want = HMM_WRITE,
+		.due = 1,
+	}, {
+		.name = "write-after-read",
+		.map = hmm_bench_map_empty,
+		.reset = hmm_bench_zap_and_read,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+		.due = 1,
+	}, {
+		.name = "half-rest",
+		.map = hmm_bench_map_empty,
+		.reset = hmm_bench_zap_and_write_half,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+		.due = 2,
+	}, {
+		.name = "waiting",
+		.map = hmm_bench_map_waiting,
+		.reset = hmm_bench_zap,
+		.sizes = HMM_BENCH_GROWING,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+		.due = 1,
+		.unlocked = true,
+	},
+
+	/* Company */
+	{
+		.name = "disturbed",
+		.map = hmm_bench_map_full,
+		.sizes = HMM_BENCH_LARGE_CALLS,
+		.want = HMM_WRITE,
+		.unlocked = true,
+		.disturbed = true,
+	}, {
+		.name = "threads-disturbed",
+		.map = hmm_bench_map_empty,
+		.reset = hmm_bench_zap,
+		.run = hmm_bench_run_threads,
+		.sizes = HMM_BENCH_LARGE_CALLS,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+		.unlocked = true,
+		.disturbed = true,
+	},
+};
+
+KUNIT_ARRAY_PARAM_DESC(hmm_bench_work, hmm_bench_works, name);
+
+/* Asking */
+
+static int hmm_bench_call(struct hmm_bench *b, struct hmm_range *range)
+{
+	int ret;
+
+	if (b->work->unlocked)
+		return b->side->fault_unlocked(range, 0);
+
+	for (;;) {
+		ret = b->side->fault(range);
+		if (ret != -EBUSY)
+			return ret;
+		range->notifier_seq = mmu_interval_read_begin(range->notifier);
+	}
+}
+
+/* Ask for pages [@first, @end), in calls of @b->call. */
+int hmm_bench_ask(struct hmm_bench *b, unsigned long first, unsigned long end)
+{
+	struct hmm_range range = {
+		.notifier	   = &b->notifier,
+		.default_flags	   = b->work->default_flags,
+		.pfn_flags_mask	   = b->work->fill,
+		.dev_private_owner = b->owner,
+	};
+	unsigned long page;
+	int ret = 0;
+
+	if (!b->work->unlocked) {
+		range.notifier_seq = mmu_interval_read_begin(range.notifier);
+		mmap_read_lock(b->mm);
+	}
+	for (page = first; page < end && !ret; page += b->call) {
+		range.start = b->start + (page << PAGE_SHIFT);
+		range.end = b->start + (min(page + b->call, end) << PAGE_SHIFT);
+		range.hmm_pfns = b->pfns + page;
+		ret = hmm_bench_call(b, &range);
+	}
+	if (!b->work->unlocked)
+		mmap_read_unlock(b->mm);
+	return ret;
+}
+
+/* Measuring */
+
+struct hmm_bench_score {
+	u64 ns;
+	unsigned long pages;
+	unsigned long faults;
+};
+
+static unsigned long hmm_bench_faults(void)
+{
+	return current->min_flt + current->maj_flt;
+}
+
+static int hmm_bench_round(struct hmm_bench *b, struct hmm_bench_score *score)
+{
+	const struct hmm_bench_work *work = b->work;
+	unsigned long faults;
+	u64 began;
+	int ret;
+
+	if (work->reset && !work->reset(b))
+		return -ENOMEM;
+	if (work->fill)
+		memset_l(b->pfns, work->fill, b->pages);
+
+	faults = hmm_bench_faults();
+	began = ktime_get_ns();
+	ret = work->run ? work->run(b) : hmm_bench_ask(b, 0, b->pages);
+	score->ns += ktime_get_ns() - began;
+	score->faults += hmm_bench_faults() - faults;
+	score->pages += b->pages;
+	return ret;
+}
+
+/* Repeat the round for long enough that the clock is no matter. */
+static int hmm_bench_rounds(struct hmm_bench *b, struct hmm_bench_score *score)
+{
+	unsigned int us = b->work->disturbed ? disturbed_us : min_us;
+	int ret;
+
+	do {
+		ret = hmm_bench_round(b, score);
+	} while (!ret && score->ns < (u64)us * NSEC_PER_USEC);
+	return ret;
+}
+
+static void hmm_bench_report(struct hmm_bench *b, unsigned int turn,
+			     const struct hmm_bench_score *score, unsigned long others)
+{
+	kunit_info(b->test,
+		   "hmm_bench: workload=%s call=%lu side=%s turn=%u ns=%llu pages=%lu faults=%lu others=%lu\n",
+		   b->work->name, b->call, b->side->name, turn, score->ns, score->pages,
+		   score->faults, others);
+}
+
+static int hmm_bench_measure(struct hmm_bench *b, unsigned int turn)
+{
+	struct hmm_bench_score score = {};
+	struct hmm_bench_other *other;
+	unsigned long others = 0;
+	int ret;
+
+	if (!b->work->disturbed) {
+		ret = hmm_bench_rounds(b, &score);
+	} else {
+		other = hmm_bench_disturb(b);
+		if (!other)
+			return -ENOMEM;
+		ret = hmm_bench_rounds(b, &score);
+		others = hmm_bench_calm(other);
+	}
+	if (!ret)
+		hmm_bench_report(b, turn, &score, others);
+	return ret;
+}
+
+/* Checking */
+
+/* A page that is not there has no folio, and one of the zero page is small. */
+static bool hmm_bench_right(const struct hmm_bench *b, unsigned long page)
+{
+	unsigned long want = b->work->half && page & 1 ? 0 : b->work->want;
+	unsigned long out = b->pfns[page];
+
+	if ((out & (HMM_WRITE | HMM_PFN_ERROR)) != want)
+		return false;
+	return !want || folio_order(page_folio(hmm_pfn_to_page(out))) == b->work->order;
+}
+
+/*
+ * A round that is not measured. Both sides have to find what is there; that
+ * nothing is faulted that was there before, only one promises.
+ */
+static int hmm_bench_check(struct hmm_bench *b)
+{
+	const struct hmm_bench_work *work = b->work;
+	struct hmm_bench_score score = {};
+	unsigned long page;
+	int ret;
+
+	ret = hmm_bench_round(b, &score);
+	if (ret)
+		return ret;
+	for (page = 0; page < b->pages && hmm_bench_right(b, page); page++)
+		;
+	KUNIT_EXPECT_EQ_MSG(b->test, page, b->pages, "%s, calls of %lu: %s stored %#lx",
+			    work->name, b->call, b->side->name,
+			    page < b->pages ? b->pfns[page] : 0);
+	if (work->due && b->side == &hmm_bench_sides[HMM_BENCH_OURS])
+		KUNIT_EXPECT_EQ(b->test, score.faults, b->pages / work->due);
+	return 0;
+}
+
+/* Comparing */
+
+static bool hmm_bench_takes_part(const struct hmm_bench *b, unsigned int side)
+{
+	return side == HMM_BENCH_OURS || b->work->sizes != HMM_BENCH_GROWING ||
+	       b->pages <= peer_wait_pages;
+}
+
+/* The sides take turns, so that what disturbs for a while disturbs both. */
+static int hmm_bench_compare(struct hmm_bench *b)
+{
+	unsigned int turn, side;
+	int ret;
+
+	for (turn = 0; turn <= turns; turn++) {
+		for (side = 0; side < ARRAY_SIZE(hmm_bench_sides); side++) {
+			if (!hmm_bench_takes_part(b, side))
+				continue;
+			b->side = &hmm_bench_sides[side];
+			ret = turn ? hmm_bench_measure(b, turn) : hmm_bench_check(b);
+			KUNIT_EXPECT_EQ_MSG(b->test, ret, 0, "%s, calls of %lu: %s failed",
+					    b->work->name, b->call, b->side->name);
+			if (ret)
+				return ret;
+		}
+	}
+	return 0;
+}
+
+static void hmm_bench_compare_calls(struct hmm_bench *b)
+{
+	static const unsigned long calls[] = { 1, 16, 512, ULONG_MAX };
+	unsigned int i = b->work->sizes == HMM_BENCH_LARGE_CALLS ? 2 : 0;
+
+	b->pages = b->room;
+	for (; i < ARRAY_SIZE(calls); i++) {
+		b->call = min(calls[i], b->pages);
+		if (hmm_bench_compare(b))
+			return;
+	}
+}
+
+static void hmm_bench_compare_growing(struct hmm_bench *b)
+{
+	unsigned long n;
+
+	for (n = b->room / 16; n <= b->room; n *= 4) {
+		b->pages = n;
+		b->call = n;
+		if (hmm_bench_compare(b))
+			return;
+	}
+}
+
+static bool hmm_bench_invalidate(struct mmu_interval_notifier *notifier,
+				 const struct mmu_notifier_range *range, unsigned long seq)
+{
+	mmu_interval_set_seq(notifier, seq);
+	return true;
+}
+
+static const struct mmu_interval_notifier_ops hmm_bench_notifier_ops = {
+	.invalidate = hmm_bench_invalidate,
+};
+
+static int hmm_bench_watch(struct hmm_bench *b)
+{
+	return mmu_interval_notifier_insert(&b->notifier, b->mm, b->start,
+					    b->room << PAGE_SHIFT, &hmm_bench_notifier_ops);
+}
+
+static unsigned long hmm_bench_room(const struct hmm_bench_work *work)
+{
+	if (work->sizes == HMM_BENCH_GROWING)
+		return wait_pages;
+	return work->reset ? fault_pages : pages;
+}
+
+static void hmm_bench_measure_all(struct hmm_bench *b)
+{
+	bool mapped = b->work->map(b);
+
+	KUNIT_EXPECT_TRUE_MSG(b->test, mapped, "the memory could not be mapped");
+	if (!mapped)
+		return;
+	KUNIT_ASSERT_EQ(b->test, hmm_bench_watch(b), 0);
+	if (b->work->sizes == HMM_BENCH_GROWING)
+		hmm_bench_compare_growing(b);
+	else
+		hmm_bench_compare_calls(b);
+	mmu_interval_notifier_remove(&b->notifier);
+}
+
+static void hmm_bench_run(struct kunit *test)
+{
+	const struct hmm_bench_work *work = test->param_value;
+	struct hmm_bench *b = test->priv;
+
+	if (!work->map)
+		kunit_skip(test, "this kernel has no such memory");
+	b->work = work;
+	b->room = hmm_bench_room(work);
+	b->pfns = kvcalloc(b->room, sizeof(*b->pfns), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, b->pfns);
+	KUNIT_ASSERT_EQ(test, kunit_attach_mm(), 0);
+	b->mm = current->mm;
+	hmm_bench_measure_all(b);
+	if (work->unmap)
+		work->unmap(b);
+}
+
+/* The suite */
+
+static int hmm_bench_init(struct kunit *test)
+{
+	struct hmm_bench *b = kunit_kzalloc(test, sizeof(*b), GFP_KERNEL);
+
+	if (!b)
+		return -ENOMEM;
+	b->test = test;
+	test->priv = b;
+	return 0;
+}
+
+static void hmm_bench_exit(struct kunit *test)
+{
+	struct hmm_bench *b = test->priv;
+
+	if (!b)
+		return;
+	if (b->file)
+		fput(b->file);
+	kvfree(b->waited);
+	kvfree(b->pfns);
+}
+
+static struct kunit_case hmm_bench_cases[] = {
+	KUNIT_CASE_PARAM_ATTR(hmm_bench_run, hmm_bench_work_gen_params,
+			      { .speed = KUNIT_SPEED_VERY_SLOW }),
+	{}
+};
+
+static struct kunit_suite hmm_bench_suite = {
+	.name = "hmm_bench",
+	.init = hmm_bench_init,
+	.exit = hmm_bench_exit,
+	.test_cases = hmm_bench_cases,
+};
+
+kunit_test_suite(hmm_bench_suite);
