@@ -6,6 +6,9 @@
 #:                 in the VM on a kernel that checks itself, too (see DEBUG)
 #:   make check    checkpatch, W=1, sparse and kernel-doc over the patch
 #:   make coverage   which lines and branches of mm/hmm*.c the KUnit suites run
+#:   make bench    measure this HMM and the base tree's own in one kernel: natively
+#:                 under User Mode Linux, and in instructions in the VM; a table,
+#:                 and what it misses of its aims. ENGINES='um vm', TURNS=n
 #:   make mutate   put each fault that vm/mutants lists into a kernel, and see the
 #:                 KUnit suites fail; MUTANTS='a b*' takes those alone
 #:   make shell    an interactive shell in the virtual machine
@@ -27,8 +30,8 @@
 #: V=1             show all that long steps print
 
 # Variables reach the scripts as they were given, quotes, dollars and all.
-$(foreach v,BASE BUILD CMD DEBUG DEPS FILES JOBS MIRROR MUTANTS OVERLAY TIMEOUT \
-	TREE V, \
+$(foreach v,BASE BUILD CMD DEBUG DEPS ENGINES FILES JOBS MIRROR MUTANTS OVERLAY \
+	TIMEOUT TREE TURNS V, \
 	$(if $(filter-out undefined,$(origin $v)), \
 		$(eval override export $v := $$(value $v))))
 
@@ -41,10 +44,10 @@ endif
 $(STATUS): vm/status.c
 	@vm/deps && mkdir -p $(@D) && gcc -Wall -Wextra -shared -fPIC -o $@ $<
 
-.PHONY: run test check coverage mutate shell vm apply clean help
+.PHONY: run test check coverage bench mutate shell vm apply clean help
 .NOTPARALLEL:
 
-run test check coverage mutate shell vm apply clean:
+run test check coverage bench mutate shell vm apply clean:
 	@vm/$@
 
 help:

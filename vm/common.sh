@@ -15,11 +15,12 @@ LOGS=$BUILD/logs
 SERIES=7.3
 JOBS=${JOBS:-$(nproc)}
 
-# The kernel that checks itself, and the one that counts which of its lines run,
-# have folders of their own beside the plain one's.
+# The kernel that checks itself, the one that counts which of its lines run, and
+# the one to measure have folders of their own beside the plain one's.
 DEBUG=${DEBUG:-}
 COVERAGE=${COVERAGE:-}
-KIND=${DEBUG:+_debug}${COVERAGE:+_coverage}
+BENCH=${BENCH:-}
+KIND=${DEBUG:+_debug}${COVERAGE:+_coverage}${BENCH:+_bench}
 IMAGE=$BUILD/vm$KIND
 
 # The folders of the project that are part of the kernel patch. Fewer of them
@@ -28,7 +29,7 @@ IMAGE=$BUILD/vm$KIND
 WHOLE_OVERLAY="include lib mm tools Documentation"
 OVERLAY=${OVERLAY-$WHOLE_OVERLAY}
 
-export BUILD IMAGE OVERLAY DEBUG COVERAGE V=${V:-}
+export BUILD IMAGE OVERLAY DEBUG COVERAGE BENCH V=${V:-}
 export LC_ALL=C.UTF-8
 
 # Runs the KUnit suites in the virtual machine, those in modules, too, and says
