@@ -206,11 +206,17 @@ static void hmm_store_page(unsigned long *element, unsigned long out)
 static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end,
 		      unsigned long out)
 {
+	unsigned long npages = (end - start) >> PAGE_SHIFT, i;
 	unsigned long *element = hmm_element(w->range, start);
-	unsigned long step = out & HMM_PFN_VALID ? 1 : 0;
 
-	for (; start < end; start += PAGE_SIZE, out += step)
-		hmm_store_page(element++, out);
+	if (out & HMM_PFN_VALID) {
+		for (i = 0; i < npages; i++)
+			hmm_store_page(element++, out++);
+	} else {
+#pragma GCC unroll 8
+		for (i = 0; i < npages; i++)
+			hmm_store_page(element++, out);
+	}
 	w->cursor = end;
 }
 
@@ -448,8 +454,9 @@ static unsigned long hmm_join_folio(const struct hmm_range *range, unsigned long
 
 /*
  * Are these pages, which are aligned in the address space, the least that is
- * worth joining? The first ones may have been stored under an earlier lock, so
- * that it is the last one's folio that can be relied on.
+ * worth joining? The last is no folio's first, so it says whether they are of a
+ * large one. Others may have been stored under an earlier lock, and not be what
+ * they were.
  */
 static bool hmm_may_join(const unsigned long *element)
 {
@@ -457,7 +464,7 @@ static bool hmm_may_join(const unsigned long *element)
 
 	return !(element[0] & (HMM_JOIN_PAGES - 1)) &&
 	       (u32)(last - element[0]) == HMM_JOIN_PAGES - 1 &&
-	       folio_test_large(pfn_folio(last & ~HMM_PFN_FLAGS));
+	       PageTail(pfn_to_page(last & ~HMM_PFN_FLAGS));
 }
 
 /*
@@ -468,16 +475,24 @@ static bool hmm_may_join(const unsigned long *element)
 static void hmm_join(const struct hmm_range *range, unsigned long start, unsigned long end)
 {
 	unsigned long low = max(range->start, ALIGN_DOWN(start, PMD_SIZE));
-	const unsigned long size = HMM_JOIN_PAGES << PAGE_SHIFT;
-	unsigned long addr, i;
+	unsigned long size = HMM_JOIN_PAGES << PAGE_SHIFT;
+	unsigned long first = ALIGN_DOWN(start, size);
+	unsigned long i, last, misaligned;
 
-	for (addr = ALIGN_DOWN(start, size); addr + size <= end; addr += size) {
-		if (addr < low || !hmm_may_join(hmm_element(range, addr)))
+	if (first < low)
+		first += size;
+	if (first + size > end)
+		return;
+
+	misaligned = (range->start >> PAGE_SHIFT) & (HMM_JOIN_PAGES - 1);
+	last = hmm_index(range, end) - HMM_JOIN_PAGES;
+	for (i = hmm_index(range, first); i <= last; i += HMM_JOIN_PAGES) {
+		if (likely(!hmm_may_join(&range->hmm_pfns[i])))
 			continue;
-		i = hmm_join_folio(range, hmm_index(range, addr) + HMM_JOIN_PAGES - 1,
-				   hmm_index(range, low), hmm_index(range, end));
+		i = hmm_join_folio(range, i + HMM_JOIN_PAGES - 1, hmm_index(range, low),
+				   hmm_index(range, end)) - 1;
 		/* The rest of the last of them was just looked at, too. */
-		addr = ALIGN_DOWN(range->start + ((i - 1) << PAGE_SHIFT), size);
+		i = ALIGN_DOWN(i + misaligned, HMM_JOIN_PAGES) - misaligned;
 	}
 }
 
@@ -559,30 +574,28 @@ static unsigned long hmm_out_any_pte(const struct hmm_walk *w, unsigned long add
 static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
 			 unsigned long end)
 {
-	unsigned long i, npages = (end - start) >> PAGE_SHIFT;
-	unsigned long *elements = hmm_element(w->range, start);
+	unsigned long *element = hmm_element(w->range, start);
 	struct hmm_kind kind = {};
 	unsigned long addr, out;
 	int ret = 0;
 	pte_t pte;
 	u64 pfn;
 
-	for (i = 0; i < npages; i++) {
-		pte = ptep_get(ptep + i);
+	for (addr = start; addr < end; addr += PAGE_SIZE, ptep++, element++) {
+		pte = ptep_get(ptep);
 		pfn = hmm_kind_pfn(&kind, pte);
 		if (likely(pfn < kind.pfns)) {
-			hmm_store_page(&elements[i], kind.out | pfn);
+			hmm_store_page(element, kind.out | pfn);
 			continue;
 		}
-		addr = start + (i << PAGE_SHIFT);
 		out = hmm_out_any_pte(w, addr, pte, &kind);
-		if (hmm_need(hmm_request(w->range, elements[i]), out)) {
+		if (hmm_need(hmm_request(w->range, *element), out)) {
 			ret = hmm_stop(w, addr, out);
 			break;
 		}
-		hmm_store_page(&elements[i], out);
+		hmm_store_page(element, out);
 	}
-	w->cursor = start + (i << PAGE_SHIFT);
+	w->cursor = addr;
 	return ret;
 }
 
@@ -756,16 +769,17 @@ static bool hmm_vma_refused(struct vm_area_struct *vma)
 static bool hmm_find_pmd(struct mm_struct *mm, unsigned long addr, pmd_t **pmdpp)
 {
 	pgd_t *pgdp = pgd_offset(mm, addr);
-	p4d_t *p4dp;
-	pud_t *pudp;
-	pud_t pud;
+	pgd_t pgd = pgdp_get(pgdp);
+	p4d_t *p4dp, p4d;
+	pud_t *pudp, pud;
 
 	*pmdpp = NULL;
-	if (pgd_none(*pgdp) || pgd_bad(*pgdp))
-		return pgd_none(*pgdp);
+	if (pgd_none(pgd) || pgd_bad(pgd))
+		return pgd_none(pgd);
 	p4dp = p4d_offset(pgdp, addr);
-	if (p4d_none(*p4dp) || p4d_bad(*p4dp))
-		return p4d_none(*p4dp);
+	p4d = p4dp_get(p4dp);
+	if (p4d_none(p4d) || p4d_bad(p4d))
+		return p4d_none(p4d);
 	pudp = pud_offset(p4dp, addr);
 	pud = pudp_get(pudp);
 	if (!pud_present(pud) || pud_leaf(pud) || pud_bad(pud))
@@ -854,16 +868,23 @@ static int hmm_lock_mmap(struct hmm_walk *w)
 	return 0;
 }
 
-/* Find the VMA or the gap at the cursor, with the mmap lock held. */
+/*
+ * Find the VMA or the gap at the cursor, with the mmap lock held. A gap is rare,
+ * and vma_lookup() is quicker than find_vma().
+ */
 static void hmm_find_vma(struct hmm_walk *w)
 {
-	struct vm_area_struct *next = find_vma(w->mm, w->cursor);
-	unsigned long end = w->range->end;
+	struct vm_area_struct *next;
 
-	w->vma = next && next->vm_start <= w->cursor ? next : NULL;
+	w->end = w->range->end;
+	w->vma = vma_lookup(w->mm, w->cursor);
+	if (w->vma) {
+		w->end = min(w->end, w->vma->vm_end);
+		return;
+	}
+	next = find_vma(w->mm, w->cursor);
 	if (next)
-		end = min(end, w->vma ? next->vm_end : next->vm_start);
-	w->end = end;
+		w->end = min(w->end, next->vm_start);
 }
 
 /*
