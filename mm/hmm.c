@@ -17,6 +17,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/secretmem.h>
+#include <linux/unroll.h>
 
 #include "internal.h"
 
@@ -92,6 +93,9 @@ enum hmm_walk_end {
  */
 #define HMM_STEP_PAGES	512UL
 
+/* How many requests can be kept without an allocation. */
+#define HMM_FEW_PAGES	16
+
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
 	HMM_UNLOCKED,
@@ -115,6 +119,8 @@ enum hmm_lock {
  * @lock: what is held, under which @vma and @end are so
  * @addr: the page to handle a fault for
  * @need: what that page's request lacks
+ * @pmdp: the page table that has an entry for it, if it is known
+ * @table_end: where what is walked of that page table ends
  * @tried: the page whose fault last dropped the lock
  * @excused: jiffies spent on something else than invalidations
  * @may_unlock: the lock is HMM's own and may be dropped by faults
@@ -138,6 +144,8 @@ struct hmm_walk {
 	enum hmm_lock		lock;
 	unsigned long		addr;
 	unsigned long		need;
+	pmd_t			*pmdp;
+	unsigned long		table_end;
 	unsigned long		tried;
 	unsigned long		excused;
 	bool			may_unlock;
@@ -202,20 +210,24 @@ static void hmm_store_page(unsigned long *element, unsigned long out)
 	*element = (*element & HMM_STICKY) | out;
 }
 
-/* Store outputs for [@start, @end), where @out is that of the first page. */
+/*
+ * Store outputs for [@start, @end), where @out is that of the first page. Most
+ * is stored where nothing is mapped, so that is what costs least.
+ */
 static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end,
 		      unsigned long out)
 {
-	unsigned long npages = (end - start) >> PAGE_SHIFT, i;
-	unsigned long *element = hmm_element(w->range, start);
+	unsigned long i, npages = (end - start) >> PAGE_SHIFT;
+	unsigned long *elements = hmm_element(w->range, start);
+	unsigned long step = out & HMM_PFN_VALID ? 1 : 0;
 
-	if (out & HMM_PFN_VALID) {
-		for (i = 0; i < npages; i++)
-			hmm_store_page(element++, out++);
-	} else {
-#pragma GCC unroll 8
-		for (i = 0; i < npages; i++)
-			hmm_store_page(element++, out);
+	unrolled_count(8)
+	for (i = 0; i < npages; i++)
+		elements[i] &= HMM_STICKY;
+	if (out) {
+		unrolled_count(8)
+		for (i = 0; i < npages; i++, out += step)
+			elements[i] |= out;
 	}
 	w->cursor = end;
 }
@@ -284,6 +296,10 @@ static unsigned long hmm_out_marker(softleaf_t leaf)
 static unsigned long hmm_out_softleaf(const struct hmm_walk *w, softleaf_t leaf,
 				      unsigned int order)
 {
+	/* What a device owns it asks for most often. */
+	if (softleaf_is_device_private(leaf))
+		return hmm_out_device_private(w, leaf, order);
+
 	switch (softleaf_type(leaf)) {
 	case SOFTLEAF_SWAP:
 	case SOFTLEAF_MIGRATION_READ:
@@ -291,11 +307,10 @@ static unsigned long hmm_out_softleaf(const struct hmm_walk *w, softleaf_t leaf,
 	case SOFTLEAF_MIGRATION_WRITE:
 	case SOFTLEAF_DEVICE_EXCLUSIVE:
 		return 0;
-	case SOFTLEAF_DEVICE_PRIVATE_READ:
-	case SOFTLEAF_DEVICE_PRIVATE_WRITE:
-		return hmm_out_device_private(w, leaf, order);
 	case SOFTLEAF_MARKER:
 		return hmm_out_marker(leaf);
+	case SOFTLEAF_DEVICE_PRIVATE_READ:
+	case SOFTLEAF_DEVICE_PRIVATE_WRITE:
 	case SOFTLEAF_HWPOISON:
 	case SOFTLEAF_NONE:
 		break;
@@ -338,9 +353,11 @@ static unsigned long hmm_out_pud(const struct hmm_walk *w, unsigned long addr, p
 
 /*
  * The page at @addr has a need that its output @out leaves. Decide what comes
- * of it: a fault, or the error that says why a fault would not help.
+ * of it: a fault, or the error that says why a fault would not help. @pmdp is the
+ * page table that has an entry for it, or NULL.
  */
-static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
+static int hmm_stop_at(struct hmm_walk *w, unsigned long addr, unsigned long out,
+		       pmd_t *pmdp)
 {
 	if (out & HMM_PFN_ERROR)
 		return -EFAULT;
@@ -350,7 +367,13 @@ static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
 		return -EPERM;
 
 	w->addr = addr;
+	w->pmdp = pmdp;
 	return HMM_WALK_FAULT;
+}
+
+static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
+{
+	return hmm_stop_at(w, addr, out, NULL);
 }
 
 /* Pages [@start, @end) each have an entry of their own, or none: all alike. */
@@ -467,6 +490,27 @@ static bool hmm_may_join(const unsigned long *element)
 	       PageTail(pfn_to_page(last & ~HMM_PFN_FLAGS));
 }
 
+/* How many pages are told at a time not to be worth joining. */
+#define HMM_SINGLE_PAGES	16
+
+/*
+ * Do these pages follow each other, as memory often happens to, and are they
+ * not of large folios all the same? All were stored under this lock.
+ */
+static bool hmm_are_single(const unsigned long *element)
+{
+	unsigned long first = element[0] & ~HMM_PFN_FLAGS, i;
+	const struct page *page = pfn_to_page(first);
+
+	if (first & (HMM_JOIN_PAGES - 1))
+		return false;
+	unrolled_full
+	for (i = HMM_JOIN_PAGES - 1; i < HMM_SINGLE_PAGES; i += HMM_JOIN_PAGES)
+		if ((u32)(element[i] - first) != i || PageTail(page + i))
+			return false;
+	return true;
+}
+
 /*
  * [@start, @end) was stored from one page table, whose lock is still held, so
  * that the folios stay what they are. What this call had stored from the table
@@ -477,7 +521,7 @@ static void hmm_join(const struct hmm_range *range, unsigned long start, unsigne
 	unsigned long low = max(range->start, ALIGN_DOWN(start, PMD_SIZE));
 	unsigned long size = HMM_JOIN_PAGES << PAGE_SHIFT;
 	unsigned long first = ALIGN_DOWN(start, size);
-	unsigned long i, last, misaligned;
+	unsigned long i, last, misaligned, safe = hmm_index(range, start);
 
 	if (first < low)
 		first += size;
@@ -487,6 +531,11 @@ static void hmm_join(const struct hmm_range *range, unsigned long start, unsigne
 	misaligned = (range->start >> PAGE_SHIFT) & (HMM_JOIN_PAGES - 1);
 	last = hmm_index(range, end) - HMM_JOIN_PAGES;
 	for (i = hmm_index(range, first); i <= last; i += HMM_JOIN_PAGES) {
+		if (i >= safe && i + HMM_SINGLE_PAGES <= last &&
+		    hmm_are_single(&range->hmm_pfns[i])) {
+			i += HMM_SINGLE_PAGES - HMM_JOIN_PAGES;
+			continue;
+		}
 		if (likely(!hmm_may_join(&range->hmm_pfns[i])))
 			continue;
 		i = hmm_join_folio(range, i + HMM_JOIN_PAGES - 1, hmm_index(range, low),
@@ -571,8 +620,8 @@ static unsigned long hmm_out_any_pte(const struct hmm_walk *w, unsigned long add
 }
 
 /* Read entries for pages [@start, @end) of one page table, which is locked. */
-static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
-			 unsigned long end)
+static int hmm_read_ptes(struct hmm_walk *w, pmd_t *pmdp, pte_t *ptep,
+			 unsigned long start, unsigned long end)
 {
 	unsigned long *element = hmm_element(w->range, start);
 	struct hmm_kind kind = {};
@@ -590,12 +639,13 @@ static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
 		}
 		out = hmm_out_any_pte(w, addr, pte, &kind);
 		if (hmm_need(hmm_request(w->range, *element), out)) {
-			ret = hmm_stop(w, addr, out);
+			ret = hmm_stop_at(w, addr, out, pmdp);
 			break;
 		}
 		hmm_store_page(element, out);
 	}
 	w->cursor = addr;
+	w->table_end = end;
 	return ret;
 }
 
@@ -609,10 +659,53 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	ptep = pte_offset_map_lock(w->mm, pmdp, start, &ptl);
 	if (!ptep)
 		return HMM_WALK_AGAIN;
-	ret = hmm_read_ptes(w, ptep, start, end);
+	ret = hmm_read_ptes(w, pmdp, ptep, start, end);
 	hmm_join(w->range, start, w->cursor);
 	pte_unmap_unlock(ptep, ptl);
 	return ret;
+}
+
+/* A page that is mapped alone, by a plain entry: what its output is, or 0. */
+static unsigned long hmm_out_alone(const struct hmm_walk *w, pte_t pte)
+{
+	if (!hmm_pte_is_plain(w->vma, pte) || PageCompound(pfn_to_page(pte_pfn(pte))))
+		return 0;
+	return hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
+}
+
+/*
+ * A fault was handled. Where nothing is mapped, the next page mostly has to be
+ * faulted, too: see whether that is so, without what a walk takes to be ready for
+ * anything else. Returns what hmm_stop() says of the next page, or 0 if a walk is
+ * needed.
+ *
+ * The page table is not locked, only kept in being. A plain entry is all that it
+ * takes to know the output, and if it changes now, that moves the sequence.
+ */
+static int hmm_peek(struct hmm_walk *w)
+{
+	unsigned long addr = w->addr, next = addr + PAGE_SIZE, out;
+	unsigned long *element = hmm_element(w->range, addr);
+	pte_t *ptep, next_pte;
+
+	if (w->lock == HMM_UNLOCKED || !w->pmdp || next == w->table_end)
+		return 0;
+	if (w->may_unlock && fatal_signal_pending(current))
+		return 0;
+
+	ptep = pte_offset_map(w->pmdp, addr);
+	if (!ptep)
+		return 0;
+	out = hmm_out_alone(w, ptep_get(ptep));
+	next_pte = ptep_get(ptep + 1);
+	pte_unmap(ptep);
+
+	if (!out || hmm_need(hmm_request(w->range, element[0]), out) ||
+	    !pte_none(next_pte) || !hmm_need(hmm_request(w->range, element[1]), 0))
+		return 0;
+	hmm_store_page(element, out);
+	w->cursor = next;
+	return hmm_stop_at(w, next, 0, w->pmdp);
 }
 
 static int hmm_walk_pmd(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
@@ -714,27 +807,53 @@ static unsigned long hmm_out_hugetlb(const struct hmm_walk *w, pte_t pte,
 	return hmm_out_valid(pte_pfn(pte), huge_pte_write(pte), order);
 }
 
-/* The page walker holds the hugetlb VMA lock and releases it. */
-static int hmm_hugetlb_entry(pte_t *ptep, unsigned long hmask,
-			     unsigned long start, unsigned long end,
-			     struct mm_walk *walk)
+static int hmm_walk_hugetlb_entry(struct hmm_walk *w, pte_t *ptep, struct hstate *h,
+				  unsigned long start, unsigned long end)
 {
-	struct hstate *h = hstate_vma(walk->vma);
+	unsigned long base = ALIGN_DOWN(start, huge_page_size(h));
 	unsigned int order = huge_page_order(h);
 	spinlock_t *ptl;
 	pte_t pte;
 	int ret;
 
-	cond_resched();
-
-	ptl = huge_pte_lock(h, walk->mm, ptep);
-	pte = huge_ptep_get(walk->mm, start & hmask, ptep);
-	ret = hmm_resolve_leaf(walk->private, start, end, order,
-			       hmm_out_hugetlb(walk->private, pte, order));
+	ptl = huge_pte_lock(h, w->mm, ptep);
+	pte = huge_ptep_get(w->mm, base, ptep);
+	ret = hmm_resolve_leaf(w, start, end, order, hmm_out_hugetlb(w, pte, order));
 	spin_unlock(ptl);
 	return ret;
 }
+
+/* The page walker holds the hugetlb VMA lock and releases it. */
+static int hmm_hugetlb_entry(pte_t *ptep, __always_unused unsigned long hmask,
+			     unsigned long start, unsigned long end,
+			     struct mm_walk *walk)
+{
+	cond_resched();
+
+	return hmm_walk_hugetlb_entry(walk->private, ptep, hstate_vma(walk->vma),
+				      start, end);
+}
+/* Walk a hugetlb page, or the part of it that is in the range. */
+static int hmm_walk_hugetlb(struct hmm_walk *w, unsigned long end)
+{
+	struct hstate *h = hstate_vma(w->vma);
+	unsigned long size = huge_page_size(h);
+	pte_t *ptep;
+	int ret;
+
+	hugetlb_vma_lock_read(w->vma);
+	ptep = hugetlb_walk(w->vma, ALIGN_DOWN(w->cursor, size), size);
+	ret = ptep ? hmm_walk_hugetlb_entry(w, ptep, h, w->cursor, end) :
+		     hmm_resolve_pages(w, w->cursor, end, 0);
+	hugetlb_vma_unlock_read(w->vma);
+	return ret;
+}
 #else
+static int hmm_walk_hugetlb(struct hmm_walk *w, unsigned long end)
+{
+	return -EFAULT;
+}
+
 #define hmm_hugetlb_entry	NULL
 #endif
 
@@ -789,15 +908,14 @@ static bool hmm_find_pmd(struct mm_struct *mm, unsigned long addr, pmd_t **pmdpp
 }
 
 /*
- * Walk what one PMD entry covers, from the cursor on. A device fault is often
- * about one page, and what it waits for would mostly be the page walker's way
- * down. Returns false if that is needed, though.
+ * Walk what one PMD entry covers, from the cursor on. Returns false if the page
+ * walker has to.
  */
-static bool hmm_walk_short(struct hmm_walk *w, unsigned long end, int *ret)
+static bool hmm_walk_table(struct hmm_walk *w, unsigned long end, int *ret)
 {
 	pmd_t *pmdp;
 
-	if (is_vm_hugetlb_page(w->vma) || !hmm_find_pmd(w->mm, w->cursor, &pmdp))
+	if (!hmm_find_pmd(w->mm, w->cursor, &pmdp))
 		return false;
 	do {
 		cond_resched();
@@ -808,20 +926,37 @@ static bool hmm_walk_short(struct hmm_walk *w, unsigned long end, int *ret)
 }
 
 /*
+ * Walk what is left of a VMA, if one entry or one page table covers all of it. A
+ * device fault is often about one page, and what it waits for would mostly be
+ * the page walker's way down. After a fault, one page table is enough, too.
+ * Returns false if the page walker has to do it.
+ */
+static bool hmm_walk_short(struct hmm_walk *w, int *ret)
+{
+	bool hugetlb = is_vm_hugetlb_page(w->vma);
+	unsigned long size = hugetlb ? vma_kernel_pagesize(w->vma) : PMD_SIZE;
+	unsigned long end = min(w->end, ALIGN(w->cursor + 1, size));
+
+	if (end != w->end && (hugetlb || !w->look_again))
+		return false;
+	w->look_again = false;
+	if (!hugetlb)
+		return hmm_walk_table(w, end, ret);
+	*ret = hmm_walk_hugetlb(w, end);
+	return true;
+}
+
+/*
  * Store outputs from the cursor on, at most up to w->end. The lock is held,
  * and stays so.
  */
 static int hmm_walk(struct hmm_walk *w)
 {
-	unsigned long table_end = pmd_addr_end(w->cursor, w->end);
-	bool is_short = w->look_again || table_end == w->end;
 	int ret;
 
 	if (!w->vma || hmm_vma_refused(w->vma))
 		return hmm_resolve_pages(w, w->cursor, w->end, HMM_PFN_ERROR);
-
-	w->look_again = false;
-	if (is_short && hmm_walk_short(w, table_end, &ret))
+	if (hmm_walk_short(w, &ret))
 		return ret;
 	return walk_page_range_vma(w->vma, w->cursor, w->end,
 				   &hmm_walk_ops[w->lock], w);
@@ -1007,8 +1142,8 @@ static int hmm_fill(struct hmm_walk *w)
 
 	while (w->cursor < range->end) {
 		ret = hmm_lock(w) ?: hmm_walk(w);
-		if (ret == HMM_WALK_FAULT)
-			ret = hmm_fault(w);
+		while (ret == HMM_WALK_FAULT)
+			ret = hmm_fault(w) ?: hmm_peek(w);
 		if (ret)
 			return ret;
 	}
@@ -1079,9 +1214,9 @@ EXPORT_SYMBOL(hmm_range_fault);
 
 /*
  * Get what a call needs that does its own locking and retrying. @npages is how
- * many requests it has to keep at a time.
+ * many requests it has to keep at a time, and @few is for them if they are few.
  */
-static int hmm_begin(struct hmm_walk *w, size_t npages)
+static int hmm_begin(struct hmm_walk *w, size_t npages, unsigned long *few)
 {
 	const struct hmm_range *range = w->range;
 
@@ -1090,6 +1225,9 @@ static int hmm_begin(struct hmm_walk *w, size_t npages)
 	if (!hmm_has_page_requests(range))
 		return 0;
 
+	w->requests = few;
+	if (npages <= HMM_FEW_PAGES)
+		return 0;
 	w->requests = kvmalloc_array(npages, sizeof(*w->requests),
 				     GFP_KERNEL | __GFP_NOWARN);
 	if (w->requests)
@@ -1098,9 +1236,10 @@ static int hmm_begin(struct hmm_walk *w, size_t npages)
 	return -ENOMEM;
 }
 
-static void hmm_end(struct hmm_walk *w)
+static void hmm_end(struct hmm_walk *w, const unsigned long *few)
 {
-	kvfree(w->requests);
+	if (w->requests != few)
+		kvfree(w->requests);
 	/*
 	 * If this is the last user, tearing down the address space calls the
 	 * notifier, which may wait for the very work that this is called from.
@@ -1221,6 +1360,7 @@ int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
 		.tried		= ULONG_MAX,
 		.may_unlock	= true,
 	};
+	unsigned long few[HMM_FEW_PAGES];
 	int ret;
 
 	ret = hmm_check(range);
@@ -1228,12 +1368,12 @@ int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
 		return ret;
 
 	w.mm = range->notifier->mm;
-	ret = hmm_begin(&w, hmm_index(range, range->end));
+	ret = hmm_begin(&w, hmm_index(range, range->end), few);
 	if (ret)
 		return ret;
 	hmm_save_requests(&w);
 	ret = hmm_fill_retry(&w, timeout);
-	hmm_end(&w);
+	hmm_end(&w, few);
 	return ret;
 }
 EXPORT_SYMBOL(hmm_range_fault_unlocked_timeout);
@@ -1295,6 +1435,7 @@ int hmm_range_fault_each(struct hmm_range *range, unsigned long timeout,
 		.tried		= ULONG_MAX,
 		.may_unlock	= true,
 	};
+	unsigned long few[HMM_FEW_PAGES];
 	int ret;
 
 	ret = hmm_check(range);
@@ -1302,7 +1443,7 @@ int hmm_range_fault_each(struct hmm_range *range, unsigned long timeout,
 		return ret;
 
 	w.mm = range->notifier->mm;
-	ret = hmm_begin(&w, min(hmm_index(range, range->end), HMM_STEP_PAGES));
+	ret = hmm_begin(&w, min(hmm_index(range, range->end), HMM_STEP_PAGES), few);
 	if (ret)
 		return ret;
 
@@ -1312,7 +1453,7 @@ int hmm_range_fault_each(struct hmm_range *range, unsigned long timeout,
 		ret = hmm_fill_retry(&w, timeout);
 		w.step = min(w.step * 2, HMM_STEP_PAGES);
 	}
-	hmm_end(&w);
+	hmm_end(&w, few);
 	return ret;
 }
 EXPORT_SYMBOL(hmm_range_fault_each);
