@@ -18,6 +18,7 @@
 #include <linux/sched/signal.h>
 #include <linux/secretmem.h>
 #include <linux/unroll.h>
+#include <linux/userfaultfd_k.h>
 
 #include "internal.h"
 
@@ -94,7 +95,10 @@ enum hmm_walk_end {
 #define HMM_STEP_PAGES	512UL
 
 /* How many requests can be kept without an allocation. */
-#define HMM_FEW_PAGES	16
+#define HMM_FEW_PAGES	4
+
+/* How many pages are faulted one after the other before a walk, at most. */
+#define HMM_RUN_PAGES	32UL
 
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
@@ -119,8 +123,7 @@ enum hmm_lock {
  * @lock: what is held, under which @vma and @end are so
  * @addr: the page to handle a fault for
  * @need: what that page's request lacks
- * @pmdp: the page table that has an entry for it, if it is known
- * @table_end: where what is walked of that page table ends
+ * @run_end: where the pages end, from @addr on, that lack the same
  * @tried: the page whose fault last dropped the lock
  * @excused: jiffies spent on something else than invalidations
  * @may_unlock: the lock is HMM's own and may be dropped by faults
@@ -129,7 +132,7 @@ enum hmm_lock {
  * @faulted: a fault was handled since the cursor was last at the start
  * @look_again: a fault was handled, and its page not yet looked at again
  *
- * @addr and @need are set by hmm_stop().
+ * @addr, @need and @run_end are set by hmm_stop().
  */
 struct hmm_walk {
 	struct hmm_range	*range;
@@ -144,8 +147,7 @@ struct hmm_walk {
 	enum hmm_lock		lock;
 	unsigned long		addr;
 	unsigned long		need;
-	pmd_t			*pmdp;
-	unsigned long		table_end;
+	unsigned long		run_end;
 	unsigned long		tried;
 	unsigned long		excused;
 	bool			may_unlock;
@@ -275,12 +277,11 @@ static bool hmm_owns(const struct hmm_walk *w, softleaf_t leaf)
 }
 
 static unsigned long hmm_out_device_private(const struct hmm_walk *w, softleaf_t leaf,
-					    unsigned int order)
+					    bool writable, unsigned int order)
 {
 	if (!hmm_owns(w, leaf))
 		return 0;
-	return hmm_out_valid(softleaf_to_pfn(leaf),
-			     softleaf_is_device_private_write(leaf), order);
+	return hmm_out_valid(softleaf_to_pfn(leaf), writable, order);
 }
 
 /* Any marker but a pure write-protect one is there to make accesses fail. */
@@ -293,13 +294,9 @@ static unsigned long hmm_out_marker(softleaf_t leaf)
  * Entries that are neither present nor empty. There is no default, so that a
  * new kind of leaf is a compiler warning here.
  */
-static unsigned long hmm_out_softleaf(const struct hmm_walk *w, softleaf_t leaf,
-				      unsigned int order)
+static __always_inline unsigned long
+hmm_out_softleaf(const struct hmm_walk *w, softleaf_t leaf, unsigned int order)
 {
-	/* What a device owns it asks for most often. */
-	if (softleaf_is_device_private(leaf))
-		return hmm_out_device_private(w, leaf, order);
-
 	switch (softleaf_type(leaf)) {
 	case SOFTLEAF_SWAP:
 	case SOFTLEAF_MIGRATION_READ:
@@ -307,10 +304,12 @@ static unsigned long hmm_out_softleaf(const struct hmm_walk *w, softleaf_t leaf,
 	case SOFTLEAF_MIGRATION_WRITE:
 	case SOFTLEAF_DEVICE_EXCLUSIVE:
 		return 0;
+	case SOFTLEAF_DEVICE_PRIVATE_READ:
+		return hmm_out_device_private(w, leaf, false, order);
+	case SOFTLEAF_DEVICE_PRIVATE_WRITE:
+		return hmm_out_device_private(w, leaf, true, order);
 	case SOFTLEAF_MARKER:
 		return hmm_out_marker(leaf);
-	case SOFTLEAF_DEVICE_PRIVATE_READ:
-	case SOFTLEAF_DEVICE_PRIVATE_WRITE:
 	case SOFTLEAF_HWPOISON:
 	case SOFTLEAF_NONE:
 		break;
@@ -353,11 +352,9 @@ static unsigned long hmm_out_pud(const struct hmm_walk *w, unsigned long addr, p
 
 /*
  * The page at @addr has a need that its output @out leaves. Decide what comes
- * of it: a fault, or the error that says why a fault would not help. @pmdp is the
- * page table that has an entry for it, or NULL.
+ * of it: a fault, or the error that says why a fault would not help.
  */
-static int hmm_stop_at(struct hmm_walk *w, unsigned long addr, unsigned long out,
-		       pmd_t *pmdp)
+static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
 {
 	if (out & HMM_PFN_ERROR)
 		return -EFAULT;
@@ -367,13 +364,8 @@ static int hmm_stop_at(struct hmm_walk *w, unsigned long addr, unsigned long out
 		return -EPERM;
 
 	w->addr = addr;
-	w->pmdp = pmdp;
+	w->run_end = addr + PAGE_SIZE;
 	return HMM_WALK_FAULT;
-}
-
-static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
-{
-	return hmm_stop_at(w, addr, out, NULL);
 }
 
 /* Pages [@start, @end) each have an entry of their own, or none: all alike. */
@@ -490,27 +482,6 @@ static bool hmm_may_join(const unsigned long *element)
 	       PageTail(pfn_to_page(last & ~HMM_PFN_FLAGS));
 }
 
-/* How many pages are told at a time not to be worth joining. */
-#define HMM_SINGLE_PAGES	16
-
-/*
- * Do these pages follow each other, as memory often happens to, and are they
- * not of large folios all the same? All were stored under this lock.
- */
-static bool hmm_are_single(const unsigned long *element)
-{
-	unsigned long first = element[0] & ~HMM_PFN_FLAGS, i;
-	const struct page *page = pfn_to_page(first);
-
-	if (first & (HMM_JOIN_PAGES - 1))
-		return false;
-	unrolled_full
-	for (i = HMM_JOIN_PAGES - 1; i < HMM_SINGLE_PAGES; i += HMM_JOIN_PAGES)
-		if ((u32)(element[i] - first) != i || PageTail(page + i))
-			return false;
-	return true;
-}
-
 /*
  * [@start, @end) was stored from one page table, whose lock is still held, so
  * that the folios stay what they are. What this call had stored from the table
@@ -521,7 +492,7 @@ static void hmm_join(const struct hmm_range *range, unsigned long start, unsigne
 	unsigned long low = max(range->start, ALIGN_DOWN(start, PMD_SIZE));
 	unsigned long size = HMM_JOIN_PAGES << PAGE_SHIFT;
 	unsigned long first = ALIGN_DOWN(start, size);
-	unsigned long i, last, misaligned, safe = hmm_index(range, start);
+	unsigned long i, last, misaligned;
 
 	if (first < low)
 		first += size;
@@ -531,11 +502,6 @@ static void hmm_join(const struct hmm_range *range, unsigned long start, unsigne
 	misaligned = (range->start >> PAGE_SHIFT) & (HMM_JOIN_PAGES - 1);
 	last = hmm_index(range, end) - HMM_JOIN_PAGES;
 	for (i = hmm_index(range, first); i <= last; i += HMM_JOIN_PAGES) {
-		if (i >= safe && i + HMM_SINGLE_PAGES <= last &&
-		    hmm_are_single(&range->hmm_pfns[i])) {
-			i += HMM_SINGLE_PAGES - HMM_JOIN_PAGES;
-			continue;
-		}
 		if (likely(!hmm_may_join(&range->hmm_pfns[i])))
 			continue;
 		i = hmm_join_folio(range, i + HMM_JOIN_PAGES - 1, hmm_index(range, low),
@@ -611,7 +577,7 @@ static unsigned long hmm_out_any_pte(const struct hmm_walk *w, unsigned long add
 {
 	unsigned long out;
 
-	if (!hmm_pte_is_plain(w->vma, pte))
+	if (!pte_present(pte) || !hmm_pte_is_plain(w->vma, pte))
 		return hmm_out_pte(w, addr, pte);
 	out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
 	if (hmm_meets_all(w->range, out))
@@ -619,33 +585,73 @@ static unsigned long hmm_out_any_pte(const struct hmm_walk *w, unsigned long add
 	return out;
 }
 
-/* Read entries for pages [@start, @end) of one page table, which is locked. */
-static int hmm_read_ptes(struct hmm_walk *w, pmd_t *pmdp, pte_t *ptep,
-			 unsigned long start, unsigned long end)
+/*
+ * Does each page of the VMA take a fault of its own, whatever becomes of its
+ * neighbours? A fault brings several where folios are large, or in a file.
+ */
+static bool hmm_faults_singly(struct vm_area_struct *vma)
 {
-	unsigned long *element = hmm_element(w->range, start);
+	return vma_is_anonymous(vma) && !userfaultfd_armed(vma) &&
+	       !thp_vma_allowable_orders(vma, vma->vm_flags, TVA_PAGEFAULT,
+					 THP_ORDERS_ALL_ANON);
+}
+
+/*
+ * The walk stops for the page whose entry is at @ptep. Find out how many pages
+ * from there on, before @end, lack the same, so that one fault can follow the
+ * other without a walk in between.
+ */
+static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
+{
+	unsigned long *element = hmm_element(w->range, w->addr);
+	struct hmm_kind kind = {};
+	unsigned long addr, out;
+	pte_t pte;
+
+	if (w->run_end == end || !hmm_faults_singly(w->vma))
+		return;
+	end = min(end, w->addr + (HMM_RUN_PAGES << PAGE_SHIFT));
+	for (addr = w->run_end; addr < end; addr += PAGE_SIZE) {
+		pte = ptep_get(++ptep);
+		if (!pte_none(pte) && !pte_present(pte))
+			break;
+		out = hmm_out_any_pte(w, addr, pte, &kind);
+		if (hmm_need(hmm_request(w->range, *++element), out) != w->need)
+			break;
+	}
+	w->run_end = addr;
+}
+
+/* Read entries for pages [@start, @end) of one page table, which is locked. */
+static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
+			 unsigned long end)
+{
+	unsigned long i, npages = (end - start) >> PAGE_SHIFT;
+	unsigned long *elements = hmm_element(w->range, start);
 	struct hmm_kind kind = {};
 	unsigned long addr, out;
 	int ret = 0;
 	pte_t pte;
 	u64 pfn;
 
-	for (addr = start; addr < end; addr += PAGE_SIZE, ptep++, element++) {
-		pte = ptep_get(ptep);
+	for (i = 0; i < npages; i++) {
+		pte = ptep_get(ptep + i);
 		pfn = hmm_kind_pfn(&kind, pte);
 		if (likely(pfn < kind.pfns)) {
-			hmm_store_page(element, kind.out | pfn);
+			hmm_store_page(&elements[i], kind.out | pfn);
 			continue;
 		}
+		addr = start + (i << PAGE_SHIFT);
 		out = hmm_out_any_pte(w, addr, pte, &kind);
-		if (hmm_need(hmm_request(w->range, *element), out)) {
-			ret = hmm_stop_at(w, addr, out, pmdp);
+		if (hmm_need(hmm_request(w->range, elements[i]), out)) {
+			ret = hmm_stop(w, addr, out);
 			break;
 		}
-		hmm_store_page(element, out);
+		hmm_store_page(&elements[i], out);
 	}
-	w->cursor = addr;
-	w->table_end = end;
+	w->cursor = start + (i << PAGE_SHIFT);
+	if (ret == HMM_WALK_FAULT)
+		hmm_find_run(w, ptep + i, end);
 	return ret;
 }
 
@@ -659,53 +665,10 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	ptep = pte_offset_map_lock(w->mm, pmdp, start, &ptl);
 	if (!ptep)
 		return HMM_WALK_AGAIN;
-	ret = hmm_read_ptes(w, pmdp, ptep, start, end);
+	ret = hmm_read_ptes(w, ptep, start, end);
 	hmm_join(w->range, start, w->cursor);
 	pte_unmap_unlock(ptep, ptl);
 	return ret;
-}
-
-/* A page that is mapped alone, by a plain entry: what its output is, or 0. */
-static unsigned long hmm_out_alone(const struct hmm_walk *w, pte_t pte)
-{
-	if (!hmm_pte_is_plain(w->vma, pte) || PageCompound(pfn_to_page(pte_pfn(pte))))
-		return 0;
-	return hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
-}
-
-/*
- * A fault was handled. Where nothing is mapped, the next page mostly has to be
- * faulted, too: see whether that is so, without what a walk takes to be ready for
- * anything else. Returns what hmm_stop() says of the next page, or 0 if a walk is
- * needed.
- *
- * The page table is not locked, only kept in being. A plain entry is all that it
- * takes to know the output, and if it changes now, that moves the sequence.
- */
-static int hmm_peek(struct hmm_walk *w)
-{
-	unsigned long addr = w->addr, next = addr + PAGE_SIZE, out;
-	unsigned long *element = hmm_element(w->range, addr);
-	pte_t *ptep, next_pte;
-
-	if (w->lock == HMM_UNLOCKED || !w->pmdp || next == w->table_end)
-		return 0;
-	if (w->may_unlock && fatal_signal_pending(current))
-		return 0;
-
-	ptep = pte_offset_map(w->pmdp, addr);
-	if (!ptep)
-		return 0;
-	out = hmm_out_alone(w, ptep_get(ptep));
-	next_pte = ptep_get(ptep + 1);
-	pte_unmap(ptep);
-
-	if (!out || hmm_need(hmm_request(w->range, element[0]), out) ||
-	    !pte_none(next_pte) || !hmm_need(hmm_request(w->range, element[1]), 0))
-		return 0;
-	hmm_store_page(element, out);
-	w->cursor = next;
-	return hmm_stop_at(w, next, 0, w->pmdp);
 }
 
 static int hmm_walk_pmd(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
@@ -1111,6 +1074,24 @@ static int hmm_fault(struct hmm_walk *w)
 	return 0;
 }
 
+/*
+ * Handle the faults of a run, for as long as the lock is held. Whoever is killed
+ * is told so by hmm_lock().
+ */
+static int hmm_fault_run(struct hmm_walk *w)
+{
+	int ret;
+
+	for (;;) {
+		ret = hmm_fault(w);
+		if (ret || w->lock == HMM_UNLOCKED)
+			return ret;
+		if (w->addr + PAGE_SIZE >= w->run_end || fatal_signal_pending(current))
+			return 0;
+		w->addr += PAGE_SIZE;
+	}
+}
+
 /* The calls */
 
 static int hmm_check(const struct hmm_range *range)
@@ -1142,8 +1123,8 @@ static int hmm_fill(struct hmm_walk *w)
 
 	while (w->cursor < range->end) {
 		ret = hmm_lock(w) ?: hmm_walk(w);
-		while (ret == HMM_WALK_FAULT)
-			ret = hmm_fault(w) ?: hmm_peek(w);
+		if (ret == HMM_WALK_FAULT)
+			ret = hmm_fault_run(w);
 		if (ret)
 			return ret;
 	}
