@@ -561,7 +561,7 @@ static bool hmm_meets_all(const struct hmm_range *range, unsigned long out)
 	return !hmm_need(range->default_flags | range->pfn_flags_mask, out);
 }
 
-/* Plain entries are those of @pte's kind from now on. */
+/* @kind is what @pte is of from now on. */
 static void hmm_set_kind(struct hmm_kind *kind, pte_t pte, unsigned long out)
 {
 	/* 32 bits may be too few, or divided in two: not all is one number. */
@@ -599,7 +599,8 @@ static bool hmm_faults_singly(struct vm_area_struct *vma)
 /*
  * The walk stops for the page whose entry is at @ptep. Find out how many pages
  * from there on, before @end, lack the same, so that one fault can follow the
- * other without a walk in between.
+ * other without a walk in between. They have to be empty or present: for what
+ * else there is, a fault may do more or less than for a page.
  */
 static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 {
@@ -613,45 +614,97 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 	end = min(end, w->addr + (HMM_RUN_PAGES << PAGE_SHIFT));
 	for (addr = w->run_end; addr < end; addr += PAGE_SIZE) {
 		pte = ptep_get(++ptep);
-		if (!pte_none(pte) && !pte_present(pte))
-			break;
 		out = hmm_out_any_pte(w, addr, pte, &kind);
+		if (!pte_none(pte) && !(out & HMM_PFN_VALID))
+			break;
 		if (hmm_need(hmm_request(w->range, *++element), out) != w->need)
 			break;
 	}
 	w->run_end = addr;
 }
 
+/*
+ * Store the outputs of entries that are of one kind. Returns how many are. By
+ * itself it has a register for all that it needs, where it costs most.
+ */
+static noinline unsigned long hmm_read_kind(struct hmm_kind kind, pte_t *ptep,
+				   unsigned long *elements, unsigned long npages)
+{
+	unsigned long i;
+	u64 pfn;
+
+	for (i = 0; i < npages; i++) {
+		pfn = hmm_kind_pfn(&kind, ptep_get(ptep + i));
+		if (pfn >= kind.pfns)
+			break;
+		hmm_store_page(&elements[i], kind.out | pfn);
+	}
+	return i;
+}
+
+/*
+ * The same for device-private pages: entries like @pte, whose output is @out, of
+ * memory that has the same owner because it is the same memory.
+ */
+static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte_t *ptep,
+					       unsigned long *elements,
+					       unsigned long npages)
+{
+	const softleaf_t first = softleaf_from_pte(pte);
+	const struct dev_pagemap *pgmap = page_pgmap(softleaf_to_page(first));
+	softleaf_t leaf;
+	unsigned long i;
+
+	out &= HMM_PFN_FLAGS;
+	for (i = 0; i < npages; i++) {
+		leaf = softleaf_from_pte(ptep_get(ptep + i));
+		if (swp_type(leaf) != swp_type(first) ||
+		    page_pgmap(softleaf_to_page(leaf)) != pgmap)
+			break;
+		hmm_store_page(&elements[i], out | softleaf_to_pfn(leaf));
+	}
+	return i;
+}
+
+/*
+ * What follows an entry is mostly like it. Store the outputs of that, as far as
+ * it goes: @kind tells of plain entries, and @out is the output of @pte.
+ */
+static unsigned long hmm_read_alike(const struct hmm_walk *w, struct hmm_kind kind,
+				    pte_t pte, unsigned long out, pte_t *ptep,
+				    unsigned long *elements, unsigned long npages)
+{
+	if (kind.pfns)
+		return hmm_read_kind(kind, ptep, elements, npages);
+	if (out & HMM_PFN_VALID && !pte_present(pte) && hmm_meets_all(w->range, out))
+		return hmm_read_private(pte, out, ptep, elements, npages);
+	return 0;
+}
+
 /* Read entries for pages [@start, @end) of one page table, which is locked. */
 static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
 			 unsigned long end)
 {
-	unsigned long i, npages = (end - start) >> PAGE_SHIFT;
-	unsigned long *elements = hmm_element(w->range, start);
+	unsigned long *element = hmm_element(w->range, start);
 	struct hmm_kind kind = {};
-	unsigned long addr, out;
+	unsigned long addr, out, n;
 	int ret = 0;
 	pte_t pte;
-	u64 pfn;
 
-	for (i = 0; i < npages; i++) {
-		pte = ptep_get(ptep + i);
-		pfn = hmm_kind_pfn(&kind, pte);
-		if (likely(pfn < kind.pfns)) {
-			hmm_store_page(&elements[i], kind.out | pfn);
-			continue;
-		}
-		addr = start + (i << PAGE_SHIFT);
+	for (addr = start; addr < end; addr += n << PAGE_SHIFT, ptep += n, element += n) {
+		pte = ptep_get(ptep);
 		out = hmm_out_any_pte(w, addr, pte, &kind);
-		if (hmm_need(hmm_request(w->range, elements[i]), out)) {
+		if (hmm_need(hmm_request(w->range, *element), out)) {
 			ret = hmm_stop(w, addr, out);
 			break;
 		}
-		hmm_store_page(&elements[i], out);
+		hmm_store_page(element, out);
+		n = 1 + hmm_read_alike(w, kind, pte, out, ptep + 1, element + 1,
+				       ((end - addr) >> PAGE_SHIFT) - 1);
 	}
-	w->cursor = start + (i << PAGE_SHIFT);
+	w->cursor = addr;
 	if (ret == HMM_WALK_FAULT)
-		hmm_find_run(w, ptep + i, end);
+		hmm_find_run(w, ptep, end);
 	return ret;
 }
 
