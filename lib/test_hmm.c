@@ -2718,6 +2718,8 @@ static const struct vm_operations_struct dmirror_gate_ops = {
  * in place from the start: such a mapping, which holds struct pages that belong
  * to no file's cache, is a test case for HMM. At another offset, that of a gate,
  * the same pages are faulted in.
+ *
+ * The mmap lock is held for writing. A test can have that last.
  */
 static int dmirror_fops_mmap_prepare(struct vm_area_desc *desc)
 {
@@ -2727,6 +2729,7 @@ static int dmirror_fops_mmap_prepare(struct vm_area_desc *desc)
 
 	if (gate)
 		first -= PHYS_PFN(HMM_DMIRROR_GATE_OFFSET);
+	dmirror_inject(dmirror, HMM_DMIRROR_POINT_MMAP);
 	if (first >= DMIRROR_IO_PAGES ||
 	    vma_desc_pages(desc) > DMIRROR_IO_PAGES - first)
 		return -ENXIO;

@@ -142,6 +142,7 @@ enum {
 	HMM_DMIRROR_POINT_COPIED,	/* and new ones have their data */
 	HMM_DMIRROR_POINT_MIGRATED,	/* and their place, but are locked still */
 	HMM_DMIRROR_POINT_USE,		/* outputs of a walk hold: the device is locked */
+	HMM_DMIRROR_POINT_MMAP,		/* the file is being mapped: the address space is locked */
 	HMM_DMIRROR_NR_POINTS,
 };
 
