@@ -540,12 +540,12 @@ static bool has_inside(int dev)
 	return !_test_stats(dev);
 }
 
-/* Does the device see what the CPU does? Not every device can tell. */
-static bool agrees(int dev)
+/* Does the device see in these pages what the CPU does? */
+static bool agrees_on(int dev, void *addr, size_t npages)
 {
-	if (!has_inside(dev))
-		return true;
 	memset(&inside, 0, sizeof(inside));
+	inside.check.addr = (uintptr_t)addr;
+	inside.check.npages = npages;
 	if (!_test_inside(dev, HMM_DMIRROR_OP_CHECK, 0))
 		return true;
 	if (errno != EUCLEAN)
@@ -556,6 +556,12 @@ static bool agrees(int dev)
 		       (unsigned long long)inside.check.found,
 		       (unsigned long long)inside.check.due);
 	return false;
+}
+
+/* The same for all that its page table has. Not every device can tell. */
+static bool agrees(int dev)
+{
+	return !has_inside(dev) || agrees_on(dev, NULL, 0);
 }
 
 #define test_err(_errno, cmd)							\
@@ -1963,9 +1969,10 @@ static bool storm_was_too_strong(int ret)
 	__ret;									\
 })
 
-static bool storm_begins(pthread_t *thread, void *(*storm)(void *map), void *map)
+static bool storm_begins(pthread_t *thread, void *(*storm)(void *map), void *map,
+			 unsigned int pause)
 {
-	storm_pause = 10000;
+	storm_pause = pause;
 	return !pthread_create(thread, NULL, storm, map);
 }
 
@@ -1986,9 +1993,9 @@ static void *unmap_storm(void *map)
 	return NULL;
 }
 
-static bool pages_are_whole(char *map)
+static bool pages_are_whole(char *map, size_t npages)
 {
-	for (size_t i = 0; i < NPAGES; i++) {
+	for (size_t i = 0; i < npages; i++) {
 		enum writer who = *(__u64 *)at(mirror, i) ? DEVICE : NOBODY;
 
 		if (!holds(at(mirror, i), at(map, i), 1, who))
@@ -2002,13 +2009,13 @@ TEST_F(hmm, discarded_meanwhile)
 	char *map = test_mmap(&anon, NPAGES);
 	pthread_t storm;
 
-	ASSERT_TRUE(storm_begins(&storm, discard_storm, map));
+	ASSERT_TRUE(storm_begins(&storm, discard_storm, map, 10000));
 	for (int i = 0; i < 20; i++) {
 		ASSERT_EQ(0, in_storm(_test_cmd_write(self->fd, map, NPAGES, DEVICE)));
 		ASSERT_EQ(0, in_storm(_test_cmd_read(self->fd, map, NPAGES)));
-		ASSERT_TRUE(pages_are_whole(map));
+		ASSERT_TRUE(pages_are_whole(map, NPAGES));
 		ASSERT_EQ(0, in_storm(_test_cmd_read_unlocked(self->fd, map, NPAGES)));
-		ASSERT_TRUE(pages_are_whole(map));
+		ASSERT_TRUE(pages_are_whole(map, NPAGES));
 	}
 	storm_over = true;
 	ASSERT_EQ(0, pthread_join(storm, NULL));
@@ -2020,13 +2027,13 @@ TEST_F(hmm, unmapped_meanwhile)
 	pthread_t storm;
 	int ret;
 
-	ASSERT_TRUE(storm_begins(&storm, unmap_storm, map));
+	ASSERT_TRUE(storm_begins(&storm, unmap_storm, map, 10000));
 	for (int i = 0; i < 20; i++) {
 		ret = in_storm(_test_cmd_write(self->fd, map, NPAGES, DEVICE));
 		ASSERT_EQ(ret ? EFAULT : 0, ret ? errno : 0);
 		ret = in_storm(_test_cmd_read(self->fd, map, NPAGES));
 		ASSERT_EQ(ret ? EFAULT : 0, ret ? errno : 0);
-		ASSERT_TRUE(ret || pages_are_whole(map));
+		ASSERT_TRUE(ret || pages_are_whole(map, NPAGES));
 	}
 	storm_over = true;
 	ASSERT_EQ(0, pthread_join(storm, NULL));
@@ -5124,6 +5131,7 @@ FIXTURE_VARIANT(raw)
 
 FIXTURE_VARIANT_ADD(raw, locked) { .flags = 0 };
 FIXTURE_VARIANT_ADD(raw, unlocked) { .flags = HMM_DMIRROR_FAULT_UNLOCKED };
+FIXTURE_VARIANT_ADD(raw, each) { .flags = HMM_DMIRROR_FAULT_EACH };
 
 #define TIMEOUT_MS	1000
 
@@ -5502,15 +5510,17 @@ TEST_F(raw, device_memory_of_nobody)
  */
 #define GATE		((size_t)50)
 
+static bool put_gate(int dev, void *gate, size_t npages)
+{
+	return mmap(gate, npages * psize(), PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_FIXED, dev, HMM_DMIRROR_GATE_OFFSET) == gate;
+}
+
 static char *map_with_gate(int dev, size_t npages)
 {
 	char *map = map_backing(&anon, NPAGES * psize(), NULL);
-	char *gate = at(map, GATE);
 
-	if (map == MAP_FAILED)
-		return map;
-	if (mmap(gate, npages * psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-		 dev, HMM_DMIRROR_GATE_OFFSET) != gate)
+	if (map != MAP_FAILED && !put_gate(dev, at(map, GATE), npages))
 		return MAP_FAILED;
 	return map;
 }
@@ -5620,8 +5630,17 @@ FIXTURE(race)
 	pthread_t thread;
 };
 
+FIXTURE_VARIANT(race)
+{
+	unsigned int flags;
+};
+
+FIXTURE_VARIANT_ADD(race, unlocked) { .flags = HMM_DMIRROR_FAULT_UNLOCKED };
+FIXTURE_VARIANT_ADD(race, each) { .flags = HMM_DMIRROR_FAULT_EACH };
+
 FIXTURE_SETUP(race)
 {
+	self->flags = variant->flags;
 	self->fd = test_open(PRIVATE_ONE);
 	if (!has_inside(self->fd))
 		SKIP(return, "this device does not let anybody look inside");
@@ -5642,7 +5661,7 @@ static void *run_race(void *arg)
 {
 	FIXTURE_DATA(race) * self = arg;
 	int ret = _test_fault(self->fd, self->map, NPAGES, self->pfns,
-			      HMM_DMIRROR_FAULT_UNLOCKED, self->requests, ALL_BITS);
+			      self->flags, self->requests, ALL_BITS);
 
 	self->fail = ret ? errno : 0;
 	return NULL;
@@ -5697,7 +5716,6 @@ TEST_F(race, nothing)
 /* Work done before a lock was dropped is not done again. */
 TEST_F(race, lock_dropped_often)
 {
-	self->flags = HMM_DMIRROR_FAULT_UNLOCKED;
 	test_inject(GATE, DROP, 20);
 	test_fault(0, self->map, NPAGES, REQ_READ, 0);
 	EXPECT_EQ(NPAGES, inside.fault.faults);
@@ -5920,11 +5938,9 @@ TEST_F(race, discard_after_the_timeout)
 static void *run_locked_race(void *arg)
 {
 	FIXTURE_DATA(race) * self = arg;
-	int ret = _test_fault(self->fd, self->map, NPAGES, self->pfns, 0,
-			      self->requests, ALL_BITS);
 
-	self->fail = ret ? errno : 0;
-	return NULL;
+	self->flags = 0;
+	return run_race(self);
 }
 
 /* The mmap lock keeps no pages in their place. */
@@ -6091,8 +6107,7 @@ static bool midwalk_stop(struct midwalk *w, enum meeting meeting)
 		w->uffd = uffd_open();
 		return !uffd_register(w->uffd, w->stop, psize(), true, false, false);
 	}
-	return mmap(w->stop, psize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-		    w->fd, HMM_DMIRROR_GATE_OFFSET) == w->stop;
+	return put_gate(w->fd, w->stop, 1);
 }
 
 static bool midwalk_map(struct midwalk *w, const struct backing *b, enum meeting meeting)
@@ -6168,10 +6183,7 @@ static bool midwalk_end(struct midwalk *w)
 
 static bool midwalk_check(struct midwalk *w)
 {
-	memset(&inside, 0, sizeof(inside));
-	inside.check.addr = (uintptr_t)w->map;
-	inside.check.npages = w->npages;
-	return done(_test_inside(w->fd, HMM_DMIRROR_OP_CHECK, 0));
+	return agrees_on(w->fd, w->map, w->npages);
 }
 
 /*
@@ -6910,6 +6922,351 @@ TEST_F(midwalk_thp, split_and_collapse)
 	test_midwalk_end(0);
 	test_midwalk_order(self->map, self->part, pmd_order());
 	test_midwalk_agrees();
+}
+
+/*
+ * A range in steps. Each is handed over when it is found, and stays done.
+ */
+#define STEP		((size_t)512)
+#define EACH_PAGES	(5 * STEP - 60)
+
+FIXTURE(each)
+{
+	int fd, pagemap;
+	char *map;
+	__u64 *pfns, *others;
+	unsigned int flags;
+	int fail;
+	pthread_t thread;
+};
+
+FIXTURE_SETUP(each)
+{
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	self->pagemap = test_open_pagemap();
+	self->flags = HMM_DMIRROR_FAULT_EACH;
+	self->pfns = calloc(EACH_PAGES, sizeof(*self->pfns));
+	self->others = calloc(EACH_PAGES, sizeof(*self->others));
+	ASSERT_TRUE(self->pfns && self->others);
+	self->map = test_mmap(&anon, EACH_PAGES);
+}
+
+FIXTURE_TEARDOWN(each) { test_close(); }
+
+/* Steps end where their size is aligned. */
+static size_t steps_of(void *addr, size_t npages)
+{
+	size_t first = (uintptr_t)addr / psize();
+
+	return (first + npages - 1) / STEP - first / STEP + 1;
+}
+
+/* Several VMAs in place of @map, that allow this and that, and some pages. */
+static bool patch(char *map)
+{
+	size_t size = EACH_PAGES * psize();
+
+	if (mmap(map, size, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != map ||
+	    madvise(map, size, MADV_NOHUGEPAGE))
+		return false;
+	cpu_writes(at(map, 100), 500, CPU);
+	cpu_touches(at(map, 1700), 300);
+	return !munmap(at(map, 700), 30 * psize()) &&
+	       !mprotect(at(map, 1000), 100 * psize(), PROT_READ) &&
+	       !mprotect(at(map, 1500), 100 * psize(), PROT_NONE);
+}
+
+/* As much as such pages allow. */
+static void patch_request(__u64 *pfns)
+{
+	memset(pfns, 0, EACH_PAGES * sizeof(*pfns));
+	request(pfns, 0, 700, 3, REQ_READ);
+	request(pfns, 50, 700, 4, REQ_WRITE);
+	request(pfns, 1000, 1100, 1, REQ_READ);
+	request(pfns, 1300, 1500, 1, REQ_WRITE);
+	request(pfns, 1600, EACH_PAGES, 7, REQ_WRITE);
+}
+
+static bool patch_fault(FIXTURE_DATA(each) * self, size_t first, size_t npages,
+			__u64 *pfns, unsigned int flags)
+{
+	patch_request(pfns);
+	return done(_test_fault(self->fd, at(self->map, first), npages, pfns + first,
+				flags, 0, ALL_BITS));
+}
+
+/* All in one, over the same memory, to the last bit; and over memory that is like it. */
+static bool each_is_alike(FIXTURE_DATA(each) * self, size_t first, size_t npages)
+{
+	__u64 faults;
+
+	if (!patch(self->map) ||
+	    !patch_fault(self, first, npages, self->others, HMM_DMIRROR_FAULT_UNLOCKED))
+		return false;
+	faults = inside.fault.faults;
+	if (!patch(self->map) ||
+	    !patch_fault(self, first, npages, self->pfns, HMM_DMIRROR_FAULT_EACH) ||
+	    inside.fault.faults != faults ||
+	    inside.fault.tries != steps_of(at(self->map, first), npages))
+		return false;
+	for (size_t i = first; i < first + npages; i++)
+		if ((self->pfns[i] ^ self->others[i]) & OUT_FLAGS)
+			return false;
+	return patch_fault(self, first, npages, self->others, HMM_DMIRROR_FAULT_UNLOCKED) &&
+	       !memcmp(self->pfns, self->others, EACH_PAGES * sizeof(*self->pfns)) &&
+	       agrees_on(self->fd, at(self->map, first), npages);
+}
+
+/* Wherever the range begins and ends. */
+TEST_F(each, as_in_one)
+{
+	static const size_t begins[] = { 0, 1, 511, 512, 650, 1024 };
+	static const size_t ends[] = { 1025, 1536, 1999, EACH_PAGES };
+
+	for (size_t i = 0; i < ARRAY_SIZE(begins); i++) {
+		for (size_t k = 0; k < ARRAY_SIZE(ends); k++) {
+			ASSERT_TRUE(each_is_alike(self, begins[i], ends[k] - begins[i]))
+				TH_LOG("pages %zu to %zu", begins[i], ends[k]);
+		}
+	}
+}
+
+/* It leaves to HMM what these leave to HMM or to nobody. */
+TEST_F(each, flags)
+{
+	self->flags = HMM_DMIRROR_FAULT_EACH | HMM_DMIRROR_FAULT_UNLOCKED;
+	test_fault(EINVAL, self->map, EACH_PAGES, REQ_READ, 0);
+	self->flags = HMM_DMIRROR_FAULT_EACH | HMM_DMIRROR_FAULT_ONCE;
+	test_fault(EINVAL, self->map, EACH_PAGES, REQ_READ, 0);
+	test_entries(self->map, EACH_PAGES, POPULATED, 0);
+}
+
+/* What comes before a failure is done, and what comes after it is left alone. */
+#define test_each_fails(error, at_page)						\
+({										\
+	size_t __page = at_page, __done = __page / STEP;			\
+										\
+	test_fault(error, self->map, EACH_PAGES, 0, ALL_BITS);			\
+	EXPECT_EQ(__done, inside.fault.tries);					\
+	ASSERT_TRUE(kept(self->pfns, EACH_PAGES));				\
+	ASSERT_TRUE(flagged(self->pfns, 0, __done * STEP, OUT_FLAGS, OUT_READ));	\
+	test_entries(self->map, __page, PM_PRESENT, __page);			\
+	test_entries(at(self->map, __page + 1), EACH_PAGES - __page - 1, POPULATED, 0);	\
+})
+
+TEST_F(each, hole)
+{
+	test_munmap(at(self->map, 1100), 1);
+	stick(self->pfns, EACH_PAGES, REQ_READ);
+	test_each_fails(EFAULT, 1100);
+}
+
+TEST_F(each, write_not_permitted)
+{
+	test_mprotect(self->map, EACH_PAGES, PROT_READ);
+	stick(self->pfns, EACH_PAGES, REQ_READ);
+	self->pfns[1600] |= HMM_DMIRROR_PFN_REQ_WRITE;
+	test_each_fails(EPERM, 1600);
+}
+
+/* A step that does not get through in time, for that its pages come one at a time. */
+TEST_F(each, invalidated_for_too_long)
+{
+	ASSERT_TRUE(put_gate(self->fd, at(self->map, 2 * STEP + GATE), 2));
+	test_inject(GATE, INVALIDATE, ~0ULL);
+	stick(self->pfns, EACH_PAGES, REQ_READ);
+	test_fault(EBUSY, self->map, EACH_PAGES, 0, ALL_BITS);
+	EXPECT_EQ(2, inside.fault.tries);
+	ASSERT_TRUE(kept(self->pfns, EACH_PAGES));
+	ASSERT_TRUE(flagged(self->pfns, 0, 2 * STEP, OUT_FLAGS, OUT_READ));
+	test_entries(at(self->map, 3 * STEP), EACH_PAGES - 3 * STEP, POPULATED, 0);
+}
+
+TEST_F(each, sticky_bits)
+{
+	stick(self->pfns, EACH_PAGES, REQ_WRITE);
+	test_fault(0, self->map, EACH_PAGES, 0, ALL_BITS);
+	EXPECT_EQ(steps_of(self->map, EACH_PAGES), inside.fault.tries);
+	ASSERT_TRUE(kept(self->pfns, EACH_PAGES));
+	ASSERT_TRUE(flagged(self->pfns, 0, EACH_PAGES, OUT_FLAGS, OUT_WRITE));
+	test_fault(0, self->map, EACH_PAGES, 0, 0);
+	ASSERT_TRUE(kept(self->pfns, EACH_PAGES));
+}
+
+static void *run_each(void *arg)
+{
+	FIXTURE_DATA(each) * self = arg;
+	int ret = _test_fault(self->fd, self->map, EACH_PAGES, self->pfns, self->flags,
+			      0, ALL_BITS);
+
+	self->fail = ret ? errno : 0;
+	return NULL;
+}
+
+/* An invalidation has that step done again that is under way, and no other. */
+TEST_F(each, discard)
+{
+	size_t gate = 2 * STEP + GATE;
+
+	ASSERT_TRUE(put_gate(self->fd, at(self->map, gate), 1));
+	cpu_writes(self->map, gate, CPU);
+	stick(self->pfns, EACH_PAGES, REQ_READ);
+	test_inject(GATE, DROP_AND_WAIT, 1);
+	ASSERT_EQ(0, pthread_create(&self->thread, NULL, run_each, self));
+	test_await(GATE);
+	test_madvise(self->map, 100, MADV_DONTNEED);
+	test_madvise(at(self->map, 2 * STEP), GATE, MADV_DONTNEED);
+	test_resume(GATE);
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));
+	ASSERT_EQ(0, self->fail);
+	EXPECT_EQ(steps_of(self->map, EACH_PAGES), inside.fault.tries);
+	EXPECT_EQ(EACH_PAGES - gate + GATE, inside.fault.faults);
+	test_entries(self->map, 100, POPULATED, 0);
+	ASSERT_TRUE(kept(self->pfns, EACH_PAGES));
+	ASSERT_TRUE(flagged(self->pfns, 0, EACH_PAGES, OUT_READ, OUT_READ));
+	ASSERT_TRUE(agrees_on(self->fd, self->map, EACH_PAGES));
+}
+
+/*
+ * A range so large that it never sits still: now and again a page of it goes. As
+ * a storm is no storm when its thread does not get to run, there is a gate, too.
+ * Each of its two pages goes when the other one comes, so there is no time at
+ * which all of the range is there. They are in two steps.
+ */
+#define LARGE_PAGES	((size_t)262144)
+
+FIXTURE(progress)
+{
+	int fd;
+	char *map;
+	size_t npages;
+	__u64 *pfns;
+	pthread_t storm;
+};
+
+static size_t stormy_pages;
+
+static void *page_storm(void *map)
+{
+	unsigned int seed = 1;
+
+	while (storm_goes_on())
+		zap(at(map, rand_r(&seed) % stormy_pages), 1);
+	return NULL;
+}
+
+/* All of it, or a quarter at least where that takes too long. */
+static size_t populate(char *map)
+{
+	size_t npages = 0, part = LARGE_PAGES / 4;
+	struct timespec began;
+
+	clock_gettime(CLOCK_MONOTONIC, &began);
+	do {
+		if (madvise(at(map, npages), part * psize(), MADV_POPULATE_WRITE))
+			return 0;
+		npages += part;
+	} while (npages < LARGE_PAGES && ms_since(&began) < 10000);
+	return npages;
+}
+
+static int fault_large(FIXTURE_DATA(progress) * self, size_t npages, unsigned int flags)
+{
+	return _test_fault(self->fd, self->map, npages, self->pfns, flags, REQ_READ, 0);
+}
+
+/* Microseconds: as long as a call for a few pages takes some times over. */
+static unsigned int storm_pace(FIXTURE_DATA(progress) * self)
+{
+	struct timespec began;
+	unsigned int pace;
+
+	clock_gettime(CLOCK_MONOTONIC, &began);
+	for (int i = 0; i < 1000; i++)
+		fault_large(self, 8, HMM_DMIRROR_FAULT_EACH);
+	pace = 4 * ms_since(&began);
+	return pace > 100 ? pace : 100;
+}
+
+FIXTURE_SETUP(progress)
+{
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	ASSERT_TRUE(make_mirror(2 * STEP));
+	self->pfns = calloc(LARGE_PAGES, sizeof(*self->pfns));
+	ASSERT_NE(NULL, self->pfns);
+	self->map = test_mmap(&anon, LARGE_PAGES);
+	self->npages = populate(self->map);
+	if (!self->npages)
+		SKIP(return, "not enough memory");
+	stormy_pages = self->npages;
+	ASSERT_TRUE(put_gate(self->fd, at(self->map, STEP - 1), 2));
+	test_inject(GATE, INVALIDATE, ~0ULL);
+}
+
+FIXTURE_TEARDOWN(progress) { test_close(); }
+
+#define test_storm_begin()							\
+({										\
+	unsigned int __pace = storm_pace(self);					\
+										\
+	TH_LOG("%zu pages, one gone every %u us", stormy_pages, __pace);	\
+	ASSERT_TRUE(storm_begins(&self->storm, page_storm, self->map, __pace));	\
+})
+#define test_storm_end()							\
+({										\
+	storm_over = true;							\
+	ASSERT_EQ(0, pthread_join(self->storm, NULL));				\
+})
+
+/* Not a single step has to wait for longer than a second, which TIMEOUT_MS is. */
+TEST_F(progress, each)
+{
+	struct timespec began;
+
+	test_storm_begin();
+	clock_gettime(CLOCK_MONOTONIC, &began);
+	ASSERT_TRUE(done(fault_large(self, self->npages, HMM_DMIRROR_FAULT_EACH)));
+	EXPECT_TRUE(was_at_once(&began));
+	EXPECT_LT(0, inside.fault.invalidations);
+	TH_LOG("%ld ms, %llu invalidations, %llu tries", ms_since(&began),
+	       inside.fault.invalidations, inside.fault.tries);
+	test_storm_end();
+	ASSERT_TRUE(flagged(self->pfns, 0, self->npages, OUT_READ, OUT_READ));
+	ASSERT_TRUE(agrees_on(self->fd, self->map, self->npages));
+}
+
+/*
+ * The device's page table has nothing that has gone before it was entered. Reading
+ * goes from page to page, which the gate would let nobody do.
+ */
+TEST_F(progress, read_unlocked)
+{
+	test_inject(GATE, NOTHING, 1);
+	stormy_pages = 2 * STEP;
+	cpu_writes(self->map, stormy_pages, DEVICE);
+	test_storm_begin();
+	for (int i = 0; i < 100; i++) {
+		test_cmd_release();
+		ASSERT_TRUE(done(_test_cmd_read_unlocked(self->fd, self->map, stormy_pages)));
+		ASSERT_TRUE(pages_are_whole(self->map, stormy_pages));
+		ASSERT_TRUE(agrees(self->fd));
+	}
+	test_storm_end();
+}
+
+/* Whoever wants all of it at one time tries in vain, and lets others wait meanwhile. */
+TEST_F(progress, all_at_one_time)
+{
+	test_storm_begin();
+	ASSERT_EQ(-1, fault_large(self, self->npages, 0));
+	ASSERT_EQ(EBUSY, errno);
+	EXPECT_LT(1, inside.fault.tries);
+	test_storm_end();
 }
 
 /*
@@ -8651,7 +9008,7 @@ static void wild_arguments(struct wild *w, struct hmm_dmirror_test *test)
 {
 	switch (test->op) {
 	case HMM_DMIRROR_OP_FAULT:
-		test->flags = wild_below(w, 8);
+		test->flags = wild_below(w, 16);
 		test->fault.start = wild_addr(w);
 		test->fault.end = test->fault.start + wild_npages(w) * psize();
 		test->fault.default_flags = wild(w) & wild(w);
