@@ -6421,6 +6421,21 @@ TEST_F(midwalk, zap_unrequested)
 	test_midwalk_agrees();
 }
 
+/* He who waits is in nobody's way. */
+TEST_F(midwalk, unmap_elsewhere)
+{
+	char *other;
+
+	ASSERT_TRUE(midwalk_fill(&self->w));
+	test_midwalk_begin(REQ_READ, REQ_READ);
+	other = test_mmap(&anon, NPAGES);
+	cpu_writes(other, NPAGES, CPU);
+	test_munmap(other, NPAGES);
+	test_midwalk_end(0);
+	EXPECT_EQ(1, self->w.tries);
+	test_midwalk_agrees();
+}
+
 TEST_F(midwalk, unmap_before)
 {
 	ASSERT_TRUE(midwalk_fill(&self->w));
@@ -7270,6 +7285,94 @@ TEST_F(progress, all_at_one_time)
 }
 
 /*
+ * The device is not in the way of whoever changes the address space elsewhere,
+ * nor are they in its. One half of its memory is there, the other is not.
+ */
+FIXTURE(aside)
+{
+	int fd, pagemap;
+	char *map;
+	__u64 *pfns;
+	unsigned int flags;
+	struct change change;
+};
+
+FIXTURE_VARIANT(aside)
+{
+	unsigned int flags;
+};
+
+FIXTURE_VARIANT_ADD(aside, unlocked) { .flags = HMM_DMIRROR_FAULT_UNLOCKED };
+FIXTURE_VARIANT_ADD(aside, each) { .flags = HMM_DMIRROR_FAULT_EACH };
+
+static bool map_device(void *fd, size_t npages)
+{
+	return mmap(NULL, npages * psize(), PROT_READ, MAP_SHARED, *(int *)fd, 0) !=
+	       MAP_FAILED;
+}
+
+/* The very first fault of memory takes the mmap lock, so the test makes that. */
+FIXTURE_SETUP(aside)
+{
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	self->pagemap = test_open_pagemap();
+	self->flags = variant->flags;
+	self->pfns = calloc(NPAGES, sizeof(*self->pfns));
+	ASSERT_NE(NULL, self->pfns);
+	ASSERT_TRUE(make_mirror(NPAGES));
+	fill(mirror, mirror, NPAGES, NOBODY);
+	self->map = test_mmap(&anon, NPAGES);
+	cpu_writes(self->map, NPAGES / 2, CPU);
+	self->change.make = map_device;
+	self->change.addr = &self->fd;
+	self->change.npages = 1;
+}
+
+FIXTURE_TEARDOWN(aside) { test_close(); }
+
+/* Somebody maps the device, and has the address space locked. */
+#define test_aside_begin()							\
+({										\
+	test_inject(MMAP, WAIT, 1);						\
+	test_change_begin(&self->change);					\
+	self->change.may_go = true;						\
+	test_await(MMAP);							\
+})
+
+/* He has not got anywhere meanwhile. */
+#define test_aside_end()							\
+({										\
+	EXPECT_FALSE(self->change.made);					\
+	test_resume(MMAP);							\
+	test_change_end(&self->change);						\
+})
+
+TEST_F(aside, read)
+{
+	char *cold = at(self->map, NPAGES / 2);
+
+	test_aside_begin();
+	test_cmd_read_unlocked(self->map, NPAGES / 2, CPU);
+	test_cmd_read_unlocked(cold, NPAGES / 2, NOBODY);
+	test_aside_end();
+}
+
+TEST_F(aside, fault)
+{
+	test_aside_begin();
+	test_fault(0, self->map, NPAGES, 0, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES / 2, OUT_FLAGS, OUT_WRITE));
+	test_fault(0, self->map, NPAGES, REQ_READ, 0);
+	ASSERT_TRUE(flagged(self->pfns, NPAGES / 2, NPAGES / 2, OUT_FLAGS, OUT_READ));
+	test_fault(0, self->map, NPAGES, REQ_WRITE, 0);
+	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, OUT_FLAGS, OUT_WRITE));
+	test_aside_end();
+	ASSERT_TRUE(agrees_on(self->fd, self->map, NPAGES));
+}
+
+/*
  * The end of a process while somebody else, who has its device, is on his way
  * through its memory. The child has a gate in its memory, and waits for its end
  * to come.
@@ -7606,6 +7709,7 @@ FIXTURE(steps)
 	int fd, pagemap;
 	char *map;
 	size_t npages;
+	unsigned long command;
 	int fail;
 	pthread_t thread;
 	struct change change;
@@ -7645,6 +7749,7 @@ FIXTURE_SETUP(steps)
 	self->npages = variant->huge ? pages(pmd_size()) : NPAGES;
 	ASSERT_TRUE(make_mirror(self->npages));
 	self->map = test_mmap(b, self->npages);
+	self->command = HMM_DMIRROR_MIGRATE_TO_DEV;
 	cpu_writes(self->map, self->npages, CPU);
 }
 
@@ -7664,7 +7769,7 @@ static void *run_steps(void *arg)
 		.ptr = (uintptr_t)malloc(self->npages * psize()),
 		.npages = self->npages,
 	};
-	int ret = ioctl(self->fd, HMM_DMIRROR_MIGRATE_TO_DEV, &cmd);
+	int ret = ioctl(self->fd, self->command, &cmd);
 
 	self->fail = ret ? errno : 0;
 	return NULL;
@@ -7700,6 +7805,46 @@ TEST_F(steps, snapshot)
 	test_cmd_snapshot(self->map, self->npages, SEES_NONE);
 	test_steps_end(0);
 	test_cmd_read(self->map, self->npages, CPU);
+}
+
+/* Its device waits for memory, and not with the address space locked. */
+static bool waits_aside(FIXTURE_DATA(steps) * self, int unit)
+{
+	char *other;
+
+	self->fd = open_device(unit);
+	self->command = HMM_DMIRROR_READ_UNLOCKED;
+	if (pthread_create(&self->thread, NULL, run_steps, self))
+		return false;
+	usleep(20000);
+	other = map_backing(&anon, psize(), NULL);
+	cpu_writes(other, 1, CPU);
+	return !munmap(other, psize());
+}
+
+/* What moves is a child's, too. */
+TEST_F(steps, waited_for)
+{
+	struct timespec began;
+	int hold, told[2];
+	pid_t pid;
+	char good;
+
+	ASSERT_EQ(0, pipe(told));
+	pid = test_fork_held(&hold);
+	if (!pid) {
+		good = waits_aside(self, variant->unit);
+		_exit(write(told[1], &good, 1) != 1 ||
+		      pthread_join(self->thread, NULL) || self->fail);
+	}
+	test_steps_begin();
+	clock_gettime(CLOCK_MONOTONIC, &began);
+	ASSERT_EQ(0, close(hold));
+	ASSERT_EQ(1, read(told[0], &good, 1));
+	EXPECT_TRUE(good && was_at_once(&began));
+	ASSERT_EQ(0, _test_resume(self->fd, variant->point));
+	ASSERT_EQ(0, pthread_join(self->thread, NULL));
+	ASSERT_TRUE(child_agrees(pid, -1));
 }
 
 /* Memory that goes while it moves is gone, on the device, too. */
