@@ -5220,6 +5220,35 @@ static unsigned int order_of(__u64 pfn)
 	return (pfn & HMM_DMIRROR_PFN_ORDER_MASK) >> HMM_DMIRROR_PFN_ORDER_SHIFT;
 }
 
+/*
+ * Have pages [@first, @end) the orders of blocks of as many as 1 << @max pages,
+ * as large as fit in there aligned? Page 0 is aligned, and @pfns is its element.
+ */
+static unsigned int block_order(size_t page, size_t first, size_t end, unsigned int max)
+{
+	for (unsigned int order = max; order > 1; order--) {
+		size_t begin = page >> order << order;
+
+		if (begin >= first && begin + (1UL << order) <= end)
+			return order;
+	}
+	return 0;
+}
+
+static bool in_blocks(const __u64 *pfns, size_t first, size_t end, unsigned int max)
+{
+	for (size_t i = first; i < end; i++) {
+		unsigned int order = block_order(i, first, end, max);
+
+		if (pfns[i] & HMM_DMIRROR_PFN_VALID && order_of(pfns[i]) == order)
+			continue;
+		ksft_print_msg("page %zu: %#llx, not of order %u\n", i,
+			       (unsigned long long)pfns[i], order);
+		return false;
+	}
+	return true;
+}
+
 /* One mapping of @order, each of whose pages follows the one before. */
 static bool in_one_piece(const __u64 *pfns, size_t npages, unsigned int order)
 {
@@ -6222,6 +6251,13 @@ static bool midwalk_order(struct midwalk *w, char *addr, size_t npages, unsigned
 	return true;
 }
 
+static bool midwalk_blocks(struct midwalk *w, char *addr, size_t npages)
+{
+	size_t first = (addr - w->map) / psize();
+
+	return in_blocks(w->pfns, first, first + npages, pmd_order());
+}
+
 static bool midwalk_flags(struct midwalk *w, char *addr, size_t npages, __u64 flags)
 {
 	return flagged(w->pfns, (addr - w->map) / psize(), npages, OUT_FLAGS, flags);
@@ -6248,6 +6284,9 @@ static bool midwalk_flags(struct midwalk *w, char *addr, size_t npages, __u64 fl
 	ASSERT_TRUE(midwalk_flags(&self->w, addr, npages, flags))
 #define test_midwalk_order(addr, npages, order)					\
 	ASSERT_TRUE(midwalk_order(&self->w, addr, npages, order))
+/* Are they what is left in one piece of a huge page that PTEs map? */
+#define test_midwalk_blocks(addr, npages)					\
+	ASSERT_TRUE(midwalk_blocks(&self->w, addr, npages))
 
 FIXTURE(midwalk)
 {
@@ -6345,7 +6384,7 @@ FIXTURE_TEARDOWN(midwalk)
 
 TEST_F(midwalk, nothing)
 {
-	unsigned int order = variant->b.level ? pmd_order() : 0;
+	unsigned int order = variant->b.level ? pmd_order() : variant->b.order;
 
 	ASSERT_TRUE(midwalk_fill(&self->w));
 	test_midwalk_begin(REQ_WRITE, REQ_WRITE);
@@ -6785,6 +6824,18 @@ static void midwalk_request_around(struct midwalk *w, __u64 requests)
 	request(w->pfns, PIECE, PIECE + PIECE_PAGES, 1, 0);
 }
 
+/* The zero page comes in its place, each by itself, and a file's page is still there. */
+static bool midwalk_piece_order(struct midwalk *w, char *part, bool own)
+{
+	size_t rest = PIECE + PIECE_PAGES;
+
+	if (!own)
+		return midwalk_order(w, part, w->part, pmd_order());
+	return midwalk_blocks(w, part, PIECE) &&
+	       midwalk_order(w, at(part, PIECE), PIECE_PAGES, 0) &&
+	       midwalk_blocks(w, at(part, rest), w->part - rest);
+}
+
 /* What is left of a huge page that was a process's own is mapped by the page. */
 TEST_F(midwalk_thp, discard_piece)
 {
@@ -6796,8 +6847,8 @@ TEST_F(midwalk_thp, discard_piece)
 	test_madvise(piece, PIECE_PAGES, MADV_DONTNEED);
 	test_madvise(ahead, PIECE_PAGES, MADV_DONTNEED);
 	test_midwalk_end(0);
-	test_midwalk_order(self->map, self->part, own ? 0 : pmd_order());
-	test_midwalk_order(self->behind, self->part, own ? 0 : pmd_order());
+	ASSERT_TRUE(midwalk_piece_order(&self->w, self->map, own));
+	ASSERT_TRUE(midwalk_piece_order(&self->w, self->behind, own));
 	test_cmd_read(piece, PIECE_PAGES, own ? NOBODY : CPU);
 	test_cmd_read(self->map, PIECE, CPU);
 	test_midwalk_agrees();
@@ -6812,9 +6863,9 @@ TEST_F(midwalk_thp, unmap_piece)
 	ASSERT_TRUE(midwalk_start(&self->w));
 	test_munmap(at(self->map, PIECE), PIECE_PAGES);
 	test_midwalk_end(0);
-	test_midwalk_order(self->map, PIECE, 0);
+	test_midwalk_blocks(self->map, PIECE);
 	test_midwalk_flags(at(self->map, PIECE), PIECE_PAGES, OUT_ERROR);
-	test_midwalk_order(at(self->map, rest), self->part - rest, 0);
+	test_midwalk_blocks(at(self->map, rest), self->part - rest);
 	test_midwalk_order(self->behind, self->part, pmd_order());
 	test_midwalk_agrees();
 }
@@ -6849,8 +6900,8 @@ TEST_F(midwalk_thp, move_piece)
 	ASSERT_TRUE(midwalk_start(&self->w));
 	to = test_move_away(piece, PIECE_PAGES);
 	test_midwalk_end(0);
-	test_midwalk_order(self->map, PIECE, 0);
-	test_midwalk_order(at(self->map, rest), self->part - rest, 0);
+	test_midwalk_blocks(self->map, PIECE);
+	test_midwalk_blocks(at(self->map, rest), self->part - rest);
 	ASSERT_TRUE(holds(to, piece, PIECE_PAGES, CPU));
 	test_midwalk_agrees();
 }
@@ -6858,14 +6909,17 @@ TEST_F(midwalk_thp, move_piece)
 TEST_F(midwalk_thp, write_protect_piece)
 {
 	char *piece = at(self->map, PIECE), *ahead = at(self->behind, PIECE);
+	size_t rest = PIECE + PIECE_PAGES;
 
 	ASSERT_TRUE(midwalk_fill(&self->w));
 	test_midwalk_begin(REQ_READ, REQ_READ);
 	test_mprotect(piece, PIECE_PAGES, PROT_READ);
 	test_mprotect(ahead, PIECE_PAGES, PROT_READ);
 	test_midwalk_end(0);
-	test_midwalk_order(self->map, self->part, 0);
-	test_midwalk_order(self->behind, self->part, 0);
+	test_midwalk_blocks(self->map, PIECE);
+	test_midwalk_blocks(piece, PIECE_PAGES);
+	test_midwalk_blocks(ahead, PIECE_PAGES);
+	test_midwalk_blocks(at(self->behind, rest), self->part - rest);
 	test_midwalk_flags(self->map, PIECE, OUT_WRITE);
 	test_midwalk_flags(piece, PIECE_PAGES, OUT_READ);
 	test_midwalk_flags(ahead, PIECE_PAGES, OUT_READ);
@@ -7370,6 +7424,181 @@ TEST_F(aside, fault)
 	ASSERT_TRUE(flagged(self->pfns, 0, NPAGES, OUT_FLAGS, OUT_WRITE));
 	test_aside_end();
 	ASSERT_TRUE(agrees_on(self->fd, self->map, NPAGES));
+}
+
+/*
+ * Large folios that PTEs map. Page 0 is aligned, in memory, too.
+ */
+FIXTURE(folios)
+{
+	int fd, uffd;
+	char *map;
+	size_t npages, nr;	/* nr: of a folio */
+	unsigned int order, flags;
+	__u64 *pfns, faults;
+};
+
+FIXTURE_VARIANT(folios)
+{
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(folios, anon_16k)
+{
+	.b = { .kind = ANON, .share = MAP_PRIVATE, .order = 2 },
+};
+
+FIXTURE_VARIANT_ADD(folios, anon_64k) { .b = B_MTHP };
+FIXTURE_VARIANT_ADD(folios, thp) { .b = B_THP };
+
+FIXTURE_SETUP(folios)
+{
+	const struct backing *b = &variant->b;
+
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	self->order = b->level ? pmd_order() : b->order;
+	thp_only(self->order);
+	self->nr = 1UL << self->order;
+	self->npages = b->level ? 2 * self->nr : 128;
+	self->fd = test_open(PRIVATE_ONE);
+	if (!has_inside(self->fd))
+		SKIP(return, "this device does not let anybody look inside");
+	ASSERT_TRUE(make_mirror(self->npages));
+	self->pfns = calloc(self->npages, sizeof(*self->pfns));
+	ASSERT_NE(NULL, self->pfns);
+	self->map = test_mmap(b, self->npages);
+	cpu_writes(self->map, self->npages, CPU);
+	/* A huge page that is not all alike has PTEs, and keeps them. */
+	for (size_t i = 0; i < self->npages; i += self->nr) {
+		test_mprotect(at(self->map, i), 1, PROT_READ);
+		test_mprotect(at(self->map, i), 1, PROT_READ | PROT_WRITE);
+	}
+}
+
+FIXTURE_TEARDOWN(folios)
+{
+	test_close();
+	thp_restore_settings();
+}
+
+/* The outputs of pages [@first, @end), with @requests, go where theirs are. */
+#define test_folios_fault(first, end, requests)					\
+({										\
+	size_t __first = first, __n = (end) - __first;				\
+										\
+	ASSERT_TRUE(done(_test_fault(self->fd, at(self->map, __first), __n,	\
+				     self->pfns + __first, self->flags, requests, 0)));	\
+	self->faults = inside.fault.faults;					\
+	ASSERT_TRUE(agrees_on(self->fd, at(self->map, __first), __n));		\
+})
+/* Each has the order of the largest block that there is in [@first, @end). */
+#define test_folios_blocks(first, end)						\
+	ASSERT_TRUE(in_blocks(self->pfns, first, end, self->order))
+
+TEST_F(folios, whole)
+{
+	const unsigned int flags[] = {
+		0, HMM_DMIRROR_FAULT_UNLOCKED, HMM_DMIRROR_FAULT_EACH,
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+		self->flags = flags[i];
+		test_folios_fault(0, self->npages, 0);
+		test_folios_blocks(0, self->npages);
+		EXPECT_EQ(self->order, order_of(self->pfns[self->npages - 1]));
+		test_folios_fault(0, self->npages, REQ_READ);
+		test_folios_blocks(0, self->npages);
+	}
+}
+
+/* One fault brings all that a folio has. */
+TEST_F(folios, untouched)
+{
+	test_madvise(self->map, self->npages, MADV_DONTNEED);
+	test_folios_fault(0, self->npages, REQ_WRITE);
+	EXPECT_EQ(self->npages / self->nr, self->faults);
+	test_folios_blocks(0, self->npages);
+}
+
+/* A range has the blocks that lie in it, and none of those that it cuts. */
+TEST_F(folios, parts)
+{
+	size_t step = self->nr / 16 ?: 1;
+
+	for (size_t first = 0; first < self->nr; first += step) {
+		for (size_t n = 1; n < 2 * self->nr; n += 5 * step) {
+			size_t end = first + n < self->npages ? first + n : self->npages;
+
+			test_folios_fault(first, end, 0);
+			test_folios_blocks(first, end);
+		}
+	}
+}
+
+/* A page in the midst of the second folio is no longer like its neighbours. */
+#define ODD_ONE	(self->nr + self->nr / 4 * 3)
+
+#define test_folios_odd_one(flags)						\
+({										\
+	test_folios_fault(0, self->npages, 0);					\
+	test_folios_blocks(0, ODD_ONE);						\
+	test_folios_blocks(ODD_ONE + 1, self->npages);				\
+	ASSERT_TRUE(flagged(self->pfns, ODD_ONE, 1, OUT_FLAGS, flags));		\
+	EXPECT_EQ(0, order_of(self->pfns[ODD_ONE]));				\
+})
+
+TEST_F(folios, written_after_fork)
+{
+	test_fork_witness(self->map, self->npages, CPU);
+	cpu_writes(at(self->map, ODD_ONE), 1, DEVICE);
+	test_folios_odd_one(OUT_WRITE);
+	ASSERT_TRUE(flagged(self->pfns, 0, ODD_ONE, OUT_FLAGS, OUT_READ));
+	test_witness_agrees();
+}
+
+TEST_F(folios, write_protected)
+{
+	test_mprotect(at(self->map, ODD_ONE), 1, PROT_READ);
+	test_folios_odd_one(OUT_READ);
+}
+
+TEST_F(folios, write_protected_by_uffd)
+{
+	self->uffd = uffd_open();
+	if (self->uffd < 0)
+		SKIP(return, "no userfaultfd with write protection");
+	test_uffd_wp(self->map, self->npages);
+	test_uffd_protect(at(self->map, ODD_ONE), 1);
+	test_folios_odd_one(OUT_READ);
+	close(self->uffd);
+}
+
+TEST_F(folios, discarded)
+{
+	test_madvise(at(self->map, ODD_ONE), 1, MADV_DONTNEED);
+	test_folios_odd_one(0);
+}
+
+TEST_F(folios, unmapped)
+{
+	test_munmap(at(self->map, ODD_ONE), 1);
+	test_folios_odd_one(OUT_ERROR);
+}
+
+/* Blocks are aligned where they are mapped, too. */
+TEST_F(folios, moved)
+{
+	for (size_t shift = 1; shift <= self->nr; shift *= 2) {
+		unsigned int order = __builtin_ctzl(shift);
+		char *to = another_place(self->npages * psize(), shift);
+
+		test_mremap(self->map, self->npages, to, 0);
+		self->map = to;
+		test_folios_fault(0, self->npages, 0);
+		for (size_t i = 0; i < self->npages; i++)
+			ASSERT_EQ(order > 1 ? order : 0, order_of(self->pfns[i]));
+	}
 }
 
 /*
