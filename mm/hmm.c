@@ -97,9 +97,6 @@ enum hmm_walk_end {
 /* How many requests can be kept without an allocation. */
 #define HMM_FEW_PAGES	4
 
-/* How many pages are faulted one after the other before a walk, at most. */
-#define HMM_RUN_PAGES	32UL
-
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
 	HMM_UNLOCKED,
@@ -123,7 +120,7 @@ enum hmm_lock {
  * @lock: what is held, under which @vma and @end are so
  * @addr: the page to handle a fault for
  * @need: what that page's request lacks
- * @run_end: where the pages end, from @addr on, that lack the same
+ * @run: which pages from @addr on lack the same, as a bitmap
  * @tried: the page whose fault last dropped the lock
  * @excused: jiffies spent on something else than invalidations
  * @may_unlock: the lock is HMM's own and may be dropped by faults
@@ -132,7 +129,7 @@ enum hmm_lock {
  * @faulted: a fault was handled since the cursor was last at the start
  * @look_again: a fault was handled, and its page not yet looked at again
  *
- * @addr, @need and @run_end are set by hmm_stop().
+ * @addr, @need and @run are set by hmm_stop().
  */
 struct hmm_walk {
 	struct hmm_range	*range;
@@ -147,7 +144,7 @@ struct hmm_walk {
 	enum hmm_lock		lock;
 	unsigned long		addr;
 	unsigned long		need;
-	unsigned long		run_end;
+	unsigned long		run;
 	unsigned long		tried;
 	unsigned long		excused;
 	bool			may_unlock;
@@ -325,7 +322,7 @@ static unsigned long hmm_out_pte(const struct hmm_walk *w, unsigned long addr, p
 		return hmm_out_softleaf(w, softleaf_from_pte(pte), 0);
 	if (pte_protnone(pte))
 		return 0;
-	if (!vm_normal_page(w->vma, addr, pte) && !is_zero_pfn(pte_pfn(pte)))
+	if (!is_zero_pfn(pte_pfn(pte)) && !vm_normal_page(w->vma, addr, pte))
 		return HMM_PFN_ERROR;
 	return hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
 }
@@ -364,7 +361,7 @@ static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
 		return -EPERM;
 
 	w->addr = addr;
-	w->run_end = addr + PAGE_SIZE;
+	w->run = 1;
 	return HMM_WALK_FAULT;
 }
 
@@ -597,30 +594,32 @@ static bool hmm_faults_singly(struct vm_area_struct *vma)
 }
 
 /*
- * The walk stops for the page whose entry is at @ptep. Find out how many pages
- * from there on, before @end, lack the same, so that one fault can follow the
- * other without a walk in between. They have to be empty or present: for what
- * else there is, a fault may do more or less than for a page.
+ * The walk stops for the page whose entry is at @ptep. Find out which pages from
+ * there on, before @end, lack the same, so that one fault can follow the other
+ * without a walk in between. They have to be empty or present: for what else
+ * there is, a fault may do more or less than for a page.
  */
 static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 {
-	unsigned long *element = hmm_element(w->range, w->addr);
+	unsigned long npages = min((end - w->addr) >> PAGE_SHIFT, BITS_PER_LONG);
+	unsigned long *elements = hmm_element(w->range, w->addr);
 	struct hmm_kind kind = {};
-	unsigned long addr, out;
+	unsigned long i, out, need;
 	pte_t pte;
 
-	if (w->run_end == end || !hmm_faults_singly(w->vma))
+	if (npages == 1 || !hmm_faults_singly(w->vma))
 		return;
-	end = min(end, w->addr + (HMM_RUN_PAGES << PAGE_SHIFT));
-	for (addr = w->run_end; addr < end; addr += PAGE_SIZE) {
-		pte = ptep_get(++ptep);
-		out = hmm_out_any_pte(w, addr, pte, &kind);
-		if (!pte_none(pte) && !(out & HMM_PFN_VALID))
+	for (i = 1; i < npages; i++) {
+		pte = ptep_get(ptep + i);
+		out = pte_none(pte) ? 0 :
+		      hmm_out_any_pte(w, w->addr + (i << PAGE_SHIFT), pte, &kind);
+		need = hmm_need(hmm_request(w->range, elements[i]), out);
+		if (!need)
+			continue;
+		if (need != w->need || !(pte_none(pte) || out & HMM_PFN_VALID))
 			break;
-		if (hmm_need(hmm_request(w->range, *++element), out) != w->need)
-			break;
+		w->run |= BIT(i);
 	}
-	w->run_end = addr;
 }
 
 /*
@@ -674,7 +673,9 @@ static unsigned long hmm_read_alike(const struct hmm_walk *w, struct hmm_kind ki
 				    pte_t pte, unsigned long out, pte_t *ptep,
 				    unsigned long *elements, unsigned long npages)
 {
-	if (kind.pfns)
+	if (!npages)
+		return 0;
+	if (hmm_kind_pfn(&kind, ptep_get(ptep)) < kind.pfns)
 		return hmm_read_kind(kind, ptep, elements, npages);
 	if (out & HMM_PFN_VALID && !pte_present(pte) && hmm_meets_all(w->range, out))
 		return hmm_read_private(pte, out, ptep, elements, npages);
@@ -1099,13 +1100,12 @@ static int hmm_fault_unlocked(struct hmm_walk *w, vm_fault_t fault)
 }
 
 /*
- * Handle the fault that the walk stopped for. The lock is held on entry. On
- * return it is what w->lock says: it may have been dropped on success, when it
- * is HMM's own.
+ * Handle the fault of the page at w->addr. The lock is held on entry. On return
+ * it is what w->lock says: it may have been dropped on success, when it is HMM's
+ * own.
  */
 static int hmm_fault(struct hmm_walk *w)
 {
-	unsigned long began = jiffies;
 	vm_fault_t fault;
 
 	/* Once more, but with the lock with which every handler can work. */
@@ -1116,7 +1116,6 @@ static int hmm_fault(struct hmm_walk *w)
 	}
 
 	fault = handle_mm_fault(w->vma, w->addr, hmm_fault_flags(w), NULL);
-	w->excused += jiffies - began;
 	w->faulted = true;
 	w->look_again = true;
 
@@ -1128,21 +1127,22 @@ static int hmm_fault(struct hmm_walk *w)
 }
 
 /*
- * Handle the faults of a run, for as long as the lock is held. Whoever is killed
- * is told so by hmm_lock().
+ * Handle the faults that the walk stopped for, for as long as the lock is held.
+ * Whoever is killed meanwhile is told so by hmm_lock().
  */
 static int hmm_fault_run(struct hmm_walk *w)
 {
-	int ret;
+	unsigned long i, first = w->addr, began = jiffies;
+	int ret = 0;
 
-	for (;;) {
+	for_each_set_bit(i, &w->run, BITS_PER_LONG) {
+		w->addr = first + (i << PAGE_SHIFT);
 		ret = hmm_fault(w);
-		if (ret || w->lock == HMM_UNLOCKED)
-			return ret;
-		if (w->addr + PAGE_SIZE >= w->run_end || fatal_signal_pending(current))
-			return 0;
-		w->addr += PAGE_SIZE;
+		if (ret || w->lock == HMM_UNLOCKED || fatal_signal_pending(current))
+			break;
 	}
+	w->excused += jiffies - began;
+	return ret;
 }
 
 /* The calls */
