@@ -627,7 +627,8 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
  * itself it has a register for all that it needs, where it costs most.
  */
 static noinline unsigned long hmm_read_kind(struct hmm_kind kind, pte_t *ptep,
-				   unsigned long *elements, unsigned long npages)
+					    unsigned long *elements,
+					    unsigned long npages)
 {
 	unsigned long i;
 	u64 pfn;
