@@ -572,8 +572,11 @@ static void hmm_set_kind(struct hmm_kind *kind, pte_t pte, unsigned long out)
 static unsigned long hmm_out_any_pte(const struct hmm_walk *w, unsigned long addr,
 				     pte_t pte, struct hmm_kind *kind)
 {
+	u64 pfn = hmm_kind_pfn(kind, pte);
 	unsigned long out;
 
+	if (pfn < kind->pfns)
+		return kind->out | pfn;
 	if (!pte_present(pte) || !hmm_pte_is_plain(w->vma, pte))
 		return hmm_out_pte(w, addr, pte);
 	out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
@@ -642,6 +645,17 @@ static noinline unsigned long hmm_read_kind(struct hmm_kind kind, pte_t *ptep,
 	return i;
 }
 
+/* The same for entries that do not differ at all, as of holes or the zero page. */
+static unsigned long hmm_read_same(pte_t pte, unsigned long out, pte_t *ptep,
+				   unsigned long *elements, unsigned long npages)
+{
+	unsigned long i;
+
+	for (i = 0; i < npages && pte_same(ptep_get(ptep + i), pte); i++)
+		hmm_store_page(&elements[i], out);
+	return i;
+}
+
 /*
  * The same for device-private pages: entries like @pte, whose output is @out, of
  * memory that has the same owner because it is the same memory.
@@ -674,10 +688,15 @@ static unsigned long hmm_read_alike(const struct hmm_walk *w, struct hmm_kind ki
 				    pte_t pte, unsigned long out, pte_t *ptep,
 				    unsigned long *elements, unsigned long npages)
 {
+	pte_t next;
+
 	if (!npages)
 		return 0;
-	if (hmm_kind_pfn(&kind, ptep_get(ptep)) < kind.pfns)
+	next = ptep_get(ptep);
+	if (hmm_kind_pfn(&kind, next) < kind.pfns)
 		return hmm_read_kind(kind, ptep, elements, npages);
+	if (pte_same(next, pte) && hmm_meets_all(w->range, out))
+		return hmm_read_same(pte, out, ptep, elements, npages);
 	if (out & HMM_PFN_VALID && !pte_present(pte) && hmm_meets_all(w->range, out))
 		return hmm_read_private(pte, out, ptep, elements, npages);
 	return 0;
