@@ -43,9 +43,11 @@
  * Every entry is classified straight into the output of its first page. A
  * page whose output leaves nothing of its request undone is stored. The first
  * that has a need stops the walk: all page table locks are released, the
- * fault is handled for that one page and only as strongly as it asked, and
- * the walk goes on at the cursor. An output with %HMM_PFN_ERROR cannot be
- * mended by a fault, so a need turns it into an error of the call.
+ * fault is handled for that page and only as strongly as it asked, and the
+ * walk goes on at the cursor. Where each page takes a fault of its own, those
+ * that come next and lack the same are faulted before that, too. An output with
+ * %HMM_PFN_ERROR cannot be mended by a fault, so a need turns it into an error
+ * of the call.
  *
  * A walk is one of a VMA, or of a gap between two. The lock that keeps that as
  * it is belongs to the caller or is HMM's own: that of the VMA if it will do,
