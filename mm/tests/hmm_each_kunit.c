@@ -95,13 +95,15 @@ static int hmm_commit_note_length(struct hmm_fixture *t, unsigned long page,
 {
 	if (t->commits == 1)
 		t->shortest = npages;
+	else
+		KUNIT_EXPECT_LE(t->test, npages, 2 * t->longest);
 	t->longest = max(t->longest, npages);
 	return 0;
 }
 
 /*
  * A step gets shorter each time it is invalidated with nothing to fault in, and
- * grows again afterwards. It has a page at least.
+ * grows again afterwards, by as much each time. It has a page at least.
  */
 static void hmm_test_each_short_steps(struct kunit *test)
 {
@@ -129,6 +131,13 @@ static void hmm_test_each_short_steps(struct kunit *test)
 		if (begin + HMM_STEP <= HMM_PAGES)
 			KUNIT_EXPECT_GE(test, t->longest, HMM_STEP / 2);
 	}
+
+	/* What is shorter than that as it is stays so. */
+	t->rounds = 0;
+	t->limit = 1;
+	hmm_ask(t, 0, 3);
+	KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 0), 0);
+	KUNIT_EXPECT_EQ(test, t->shortest, 3);
 }
 
 /* Faults are not what makes a step shorter: they are over and done with. */
@@ -139,14 +148,44 @@ static void hmm_test_each_faults_keep_length(struct kunit *test)
 
 	hmm_map_handler(t);
 	begin = hmm_step_end(t, 0);
-	t->limit = 1;
 	t->before_commit = hmm_zap_always;
 	t->commit = hmm_commit_note_length;
+	/* The second time there is nothing left to fault in. */
+	for (t->limit = 1; t->limit <= 2; t->limit++) {
+		t->rounds = 0;
+		t->longest = 0;
+		hmm_zap(t, 0, HMM_PAGES);
+		hmm_ask(t, begin, HMM_PAGES - begin);
+		t->range.default_flags = HMM_READ;
+		KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 0), 0);
+		KUNIT_EXPECT_EQ(test, t->turns, t->commits + t->limit);
+		KUNIT_EXPECT_EQ(test, t->shortest,
+				min(HMM_STEP / t->limit, HMM_PAGES - begin));
+	}
+}
+
+static void hmm_zap_far_once(struct hmm_fixture *t)
+{
+	if (!t->rounds++)
+		hmm_zap(t, HMM_PAGES - 10, 10);
+}
+
+/* What is left out of a step that gets shorter has its requests again. */
+static void hmm_test_each_shorter_requests(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long begin;
+
+	hmm_map_handler(t);
+	begin = hmm_step_end(t, 0);
+	hmm_touch(t, 0, HMM_PAGES, true);
+	memset(t->faults, 0, sizeof(t->faults));
+	t->before_commit = hmm_zap_far_once;
 	hmm_ask(t, begin, HMM_PAGES - begin);
-	t->range.default_flags = HMM_READ;
+	t->range.pfn_flags_mask = HMM_WRITE;
 	KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 0), 0);
-	KUNIT_EXPECT_EQ(test, t->turns, t->commits + 1);
-	KUNIT_EXPECT_EQ(test, t->shortest, min(HMM_STEP, HMM_PAGES - begin));
+	KUNIT_EXPECT_GT(test, t->turns, t->commits);
+	KUNIT_EXPECT_NULL(test, memchr_inv(t->faults, 0, sizeof(t->faults)));
 }
 
 static int hmm_commit_fail_second(struct hmm_fixture *t, unsigned long page,
@@ -194,7 +233,7 @@ static void hmm_zap_in_each_step(struct hmm_fixture *t)
 {
 	if (t->rounds == t->commits) {
 		t->rounds++;
-		schedule_timeout_uninterruptible(4);
+		schedule_timeout_uninterruptible(30);
 		hmm_zap(t, 0, 1);
 	}
 }
@@ -206,10 +245,39 @@ static void hmm_test_each_budget_is_a_steps(struct kunit *test)
 	hmm_map_handler(t);
 	t->before_commit = hmm_zap_in_each_step;
 	hmm_ask(t, 0, HMM_PAGES);
-	KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 9), 0);
+	KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 70), 0);
 	KUNIT_EXPECT_GE(test, t->rounds, 3);
 	KUNIT_EXPECT_EQ(test, t->rounds, t->commits);
 	KUNIT_EXPECT_EQ(test, t->turns, t->commits + t->rounds);
+}
+
+static vm_fault_t hmm_handle_slowly(struct hmm_fixture *t, struct vm_fault *vmf,
+				    unsigned long page)
+{
+	schedule_timeout_uninterruptible(10);
+	return hmm_handler_map(vmf);
+}
+
+static void hmm_zap_in_second_step(struct hmm_fixture *t)
+{
+	if (t->commits == 1 && !t->rounds++)
+		hmm_zap(t, HMM_PAGES - 1, 1);
+}
+
+/* Nor is the time that one spends on faults a matter of the others. */
+static void hmm_test_each_slow_step(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	hmm_touch(t, HMM_PAGES - 1, 1, true);
+	t->handle = hmm_handle_slowly;
+	t->before_commit = hmm_zap_in_second_step;
+	hmm_ask(t, 0, HMM_PAGES);
+	t->pfns[0] = HMM_READ;
+	t->range.pfn_flags_mask = HMM_READ;
+	KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, HZ), 0);
+	KUNIT_EXPECT_EQ(test, t->turns, t->commits + 1);
 }
 
 /* The run that a page belongs to, counted page by page. */
@@ -245,15 +313,34 @@ static void hmm_test_map_pages(struct kunit *test)
 	}
 }
 
-/* An order that reaches from one end of the address space to the other. */
+/* What the first page is part of says nothing of the others. */
+static void hmm_test_map_pages_mixed(struct kunit *test)
+{
+	unsigned long pfns[] = {
+		HMM_PFN_VALID,
+		HMM_PFN_VALID | 1UL << HMM_PFN_ORDER_SHIFT,
+		HMM_PFN_VALID | 1UL << HMM_PFN_ORDER_SHIFT,
+	};
+	struct hmm_range range = {
+		.start = PAGE_SIZE,
+		.end = 4 * PAGE_SIZE,
+		.hmm_pfns = pfns,
+	};
+
+	KUNIT_EXPECT_EQ(test, hmm_range_map_pages(&range, 0), 1);
+	KUNIT_EXPECT_EQ(test, hmm_range_map_pages(&range, 1), 2);
+	KUNIT_EXPECT_EQ(test, hmm_range_map_pages(&range, 2), 1);
+}
+
+/* An order that reaches across the borders of all smaller ones. */
 static void hmm_test_map_pages_largest(struct kunit *test)
 {
 	unsigned long pfns[2] = {
 		[0 ... 1] = HMM_PFN_VALID | 31UL << HMM_PFN_ORDER_SHIFT,
 	};
 	struct hmm_range range = {
-		.start = PAGE_SIZE,
-		.end = 3 * PAGE_SIZE,
+		.start = (BIT(30) - 1) << PAGE_SHIFT,
+		.end = (BIT(30) + 1) << PAGE_SHIFT,
 		.hmm_pfns = pfns,
 	};
 
@@ -266,10 +353,13 @@ static struct kunit_case hmm_each_cases[] = {
 	KUNIT_CASE(hmm_test_each_stale_step),
 	KUNIT_CASE(hmm_test_each_short_steps),
 	KUNIT_CASE(hmm_test_each_faults_keep_length),
+	KUNIT_CASE(hmm_test_each_shorter_requests),
 	KUNIT_CASE(hmm_test_each_commit_fails),
 	KUNIT_CASE(hmm_test_each_walk_fails),
 	KUNIT_CASE(hmm_test_each_budget_is_a_steps),
+	KUNIT_CASE(hmm_test_each_slow_step),
 	KUNIT_CASE(hmm_test_map_pages),
+	KUNIT_CASE(hmm_test_map_pages_mixed),
 	KUNIT_CASE(hmm_test_map_pages_largest),
 	{}
 };

@@ -73,6 +73,8 @@ static void hmm_commit_lock(struct hmm_range *range)
 	t->turns++;
 	if (t->before_commit)
 		t->before_commit(t);
+	/* Whoever does not give it back ends here, and not in a deadlock. */
+	KUNIT_ASSERT_FALSE(t->test, t->committing);
 	mutex_lock(&t->device);
 	t->committing = true;
 }
@@ -234,10 +236,23 @@ static const struct vm_operations_struct hmm_handler_vm_ops = {
 	.fault = hmm_handler_fault,
 };
 
+/* To have this is to say that the lock of the VMA is enough for faults. */
+static vm_fault_t hmm_handler_map_none(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
+{
+	return 0;
+}
+
+static const struct vm_operations_struct hmm_handler_by_vma_ops = {
+	.fault		= hmm_handler_fault,
+	.map_pages	= hmm_handler_map_none,
+};
+
 static int hmm_handler_mmap(struct file *file, struct vm_area_struct *vma)
 {
-	vma->vm_ops = &hmm_handler_vm_ops;
-	vma->vm_private_data = file->private_data;
+	struct hmm_fixture *t = file->private_data;
+
+	vma->vm_ops = t->by_vma ? &hmm_handler_by_vma_ops : &hmm_handler_vm_ops;
+	vma->vm_private_data = t;
 	return 0;
 }
 

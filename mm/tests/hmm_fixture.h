@@ -20,8 +20,11 @@
 #define HMM_PAGES	1024UL
 #define HMM_SIZE	(HMM_PAGES << PAGE_SHIFT)
 
-/* Where the mapping begins: the first pages share a page table with many more. */
-#define HMM_START	(SZ_1G + 3 * PAGE_SIZE)
+/*
+ * Where the mapping begins: the first pages share a page table with many more,
+ * and the next one begins where two of them are aligned together.
+ */
+#define HMM_START	(SZ_1G + (512 + 3) * PAGE_SIZE)
 
 #define HMM_READ	HMM_PFN_REQ_FAULT
 #define HMM_WRITE	(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
@@ -65,6 +68,7 @@ struct hmm_plan {
  * @file: what is mapped by hmm_map_handler()
  * @handle: decides a fault; NULL maps a new page
  * @private: what else @handle needs
+ * @by_vma: @handle can do with the lock of the VMA, where there is one
  * @faults: how often each page was faulted, in a mapping with a handler
  * @plan: what faults do besides, for hmm_handle_plan()
  * @due: how often each page has to be faulted, in all
@@ -105,6 +109,7 @@ struct hmm_fixture {
 	vm_fault_t (*handle)(struct hmm_fixture *t, struct vm_fault *vmf,
 			     unsigned long page);
 	void *private;
+	bool by_vma;
 	unsigned int faults[HMM_PAGES];
 	struct hmm_plan plan[HMM_PLAN_PAGES];
 	unsigned int due[HMM_PLAN_PAGES];

@@ -10,21 +10,27 @@
 #include <linux/hmm.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
+#include <linux/vmalloc.h>
 
 #include "hmm_fixture.h"
 
 /* Large enough for the largest folio at every place in the smallest's. */
 #define HMM_JOIN_LAST	256UL
 
+/* With so many pages of the first folio before it, all are aligned in the mapping. */
+#define HMM_IN_STEP	((HMM_START >> PAGE_SHIFT) % 8)
+
 /**
  * struct hmm_folios - what a mapping is made of
  * @order: of each
  * @shift: how many pages of the first one lie before the mapping
+ * @missing: the one page that is not mapped, or HMM_JOIN_LAST
  * @pages: the first page of each
  */
 struct hmm_folios {
 	unsigned int order;
 	unsigned long shift;
+	unsigned long missing;
 	struct page *pages[HMM_JOIN_LAST + 1];
 };
 
@@ -58,6 +64,11 @@ static void hmm_put_folios(void *data)
 			put_page(f->pages[i]);
 }
 
+static void hmm_free_elements(void *elements)
+{
+	vfree(elements);
+}
+
 static struct hmm_folios *hmm_map_folios(struct hmm_fixture *t, unsigned int order,
 					 unsigned long shift)
 {
@@ -68,6 +79,7 @@ static struct hmm_folios *hmm_map_folios(struct hmm_fixture *t, unsigned int ord
 	KUNIT_ASSERT_EQ(t->test, 0, kunit_add_action_or_reset(t->test, hmm_put_folios, f));
 	f->order = order;
 	f->shift = shift;
+	f->missing = HMM_JOIN_LAST;
 	for (i = 0; i < hmm_nr_folios(f); i++) {
 		f->pages[i] = alloc_pages(GFP_KERNEL | __GFP_COMP, order);
 		KUNIT_ASSERT_NOT_NULL(t->test, f->pages[i]);
@@ -85,6 +97,7 @@ static bool hmm_is_block(struct hmm_fixture *t, unsigned long page, unsigned lon
 
 	return (page + f->shift) >> f->order == (page + size - 1 + f->shift) >> f->order &&
 	       page_to_pfn(first) % size == 0 &&
+	       (f->missing < page || f->missing >= page + size) &&
 	       hmm_writable(t, page) == hmm_writable(t, page + size - 1);
 }
 
@@ -106,6 +119,12 @@ static unsigned int hmm_order_due(struct hmm_fixture *t, unsigned long page,
 	return 0;
 }
 
+/* Sticky bits that differ are no reason to take a mapping apart. */
+static unsigned long hmm_sticky(unsigned long page)
+{
+	return page % 3 ? HMM_PFN_P2PDMA : HMM_PFN_DMA_MAPPED;
+}
+
 /* The elements of the range, which begins with page @first of the mapping. */
 static void hmm_expect_joined(struct hmm_fixture *t, unsigned long first, unsigned long end)
 {
@@ -113,41 +132,73 @@ static void hmm_expect_joined(struct hmm_fixture *t, unsigned long first, unsign
 	unsigned long i, out;
 
 	for (i = first; i < end; i++) {
-		out = HMM_PFN_VALID | page_to_pfn(hmm_folio_page(f, i)) | HMM_PFN_P2PDMA |
+		out = HMM_PFN_VALID | page_to_pfn(hmm_folio_page(f, i)) | hmm_sticky(i) |
 		      (unsigned long)hmm_order_due(t, i, first, end) << HMM_PFN_ORDER_SHIFT;
 		if (hmm_writable(t, i))
 			out |= HMM_PFN_WRITE;
-		KUNIT_ASSERT_EQ_MSG(t->test, t->pfns[i - first], out,
+		if (i == f->missing)
+			out = hmm_sticky(i);
+		KUNIT_ASSERT_EQ_MSG(t->test, t->range.hmm_pfns[i - first], out,
 				    "page %lu of [%lu, %lu), folios of order %u with %lu before",
 				    i, first, end, f->order, f->shift);
 	}
 }
 
-/* Sticky bits that differ are no reason to take a mapping apart. */
-static void hmm_ask_joined(struct hmm_fixture *t, unsigned long first, unsigned long end)
+/*
+ * Elements have what an earlier call may have left there, and so have those
+ * around the range: @HMM_MARGIN before it, and as many behind it.
+ */
+#define HMM_MARGIN	4UL
+
+static unsigned long hmm_left_there(const struct hmm_fixture *t, unsigned long page)
 {
+	if (page >= HMM_JOIN_LAST)
+		return 0;
+	return HMM_PFN_VALID | HMM_PFN_WRITE | page_to_pfn(hmm_folio_page(t->private, page)) |
+	       hmm_sticky(page) | 3UL << HMM_PFN_ORDER_SHIFT;
+}
+
+/* A page that is missing is not asked for. */
+static int hmm_ask_folios(struct hmm_fixture *t, unsigned long first, unsigned long end)
+{
+	const struct hmm_folios *f = t->private;
 	unsigned long i;
 
 	hmm_ask(t, first, end - first);
-	for (i = 0; i < end - first; i++)
-		t->pfns[i] = HMM_PFN_P2PDMA;
-	t->range.default_flags = HMM_READ;
-	KUNIT_ASSERT_EQ(t->test, hmm_answer_retry(t), 0);
+	for (i = 0; i < end - first + 2 * HMM_MARGIN; i++)
+		t->pfns[i] = hmm_left_there(t, first + i - HMM_MARGIN);
+	t->range.hmm_pfns = t->pfns + HMM_MARGIN;
+	t->range.default_flags = f->missing < HMM_JOIN_LAST ? 0 : HMM_READ;
+	return hmm_answer_retry(t);
+}
+
+/* Elements of t->pfns that are what they were. */
+static void hmm_expect_as_asked(struct hmm_fixture *t, unsigned long i, unsigned long n)
+{
+	KUNIT_ASSERT_MEMEQ(t->test, &t->pfns[i], &t->asked[i], n * sizeof(*t->pfns));
+}
+
+static void hmm_ask_joined(struct hmm_fixture *t, unsigned long first, unsigned long end)
+{
+	KUNIT_ASSERT_EQ(t->test, hmm_ask_folios(t, first, end), 0);
 	hmm_expect_joined(t, first, end);
+	hmm_expect_as_asked(t, 0, HMM_MARGIN);
+	hmm_expect_as_asked(t, HMM_MARGIN + end - first, HMM_MARGIN);
 }
 
 /* Every order, at some places in memory and the address space, cut everywhere. */
 static void hmm_test_joined(struct kunit *test)
 {
+	static const unsigned long shifts[] = { 0, 1, HMM_IN_STEP, HMM_IN_STEP + 4 };
 	struct hmm_fixture *t = test->priv;
-	unsigned long shift, first, end;
+	unsigned long i, first, end;
 	unsigned int order;
 
 	hmm_map_handler(t);
 	for (order = 0; order <= 6; order++)
-		for (shift = 0; shift < 5; shift++) {
+		for (i = 0; i < ARRAY_SIZE(shifts); i++) {
 			hmm_zap(t, 0, HMM_JOIN_LAST);
-			hmm_map_folios(t, order, shift % (1UL << order));
+			hmm_map_folios(t, order, shifts[i] % (1UL << order));
 			for (first = 0; first < 70; first += 7)
 				for (end = first + 1; end < HMM_JOIN_LAST; end += 13)
 					hmm_ask_joined(t, first, end);
@@ -162,12 +213,27 @@ static void hmm_test_joined_by_rights(struct kunit *test)
 	unsigned long addr, first;
 
 	hmm_map_handler(t);
-	hmm_map_folios(t, 6, 0);
+	hmm_map_folios(t, 6, HMM_IN_STEP);
 	addr = kunit_vm_mmap(test, t->file, hmm_addr(t, from), size, PROT_READ,
 			     MAP_SHARED | MAP_FIXED, from << PAGE_SHIFT);
 	KUNIT_ASSERT_EQ(test, addr, hmm_addr(t, from));
 	for (first = 0; first < from; first++)
 		hmm_ask_joined(t, first, HMM_JOIN_LAST);
+}
+
+/* A page that is missing parts what is before it from what is behind. */
+static void hmm_test_joined_around_hole(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	struct hmm_folios *f;
+
+	hmm_map_handler(t);
+	f = hmm_map_folios(t, 6, HMM_IN_STEP);
+	for (f->missing = 0; f->missing < 70; f->missing++) {
+		hmm_touch(t, 0, HMM_JOIN_LAST, true);
+		hmm_zap(t, f->missing, 1);
+		hmm_ask_joined(t, 0, HMM_JOIN_LAST);
+	}
 }
 
 /*
@@ -180,7 +246,7 @@ static void hmm_test_joined_across_faults(struct kunit *test)
 	unsigned long missing;
 
 	hmm_map_handler(t);
-	hmm_map_folios(t, 5, 0);
+	hmm_map_folios(t, 5, HMM_IN_STEP);
 	hmm_ask_joined(t, 0, HMM_JOIN_LAST);
 	for (missing = 0; missing < 70; missing++) {
 		hmm_zap(t, missing, 1);
@@ -188,10 +254,59 @@ static void hmm_test_joined_across_faults(struct kunit *test)
 	}
 }
 
+/* Nothing but the elements is looked at: what is around them cannot be read. */
+static void hmm_test_joined_elements_alone(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long *elements = vmalloc(PAGE_SIZE), i, first;
+
+	KUNIT_ASSERT_NOT_NULL(test, elements);
+	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, hmm_free_elements, elements));
+	hmm_map_handler(t);
+	hmm_map_folios(t, 5, HMM_IN_STEP);
+	hmm_ask_joined(t, 0, HMM_JOIN_LAST);
+	for (first = 0; first < 8; first++) {
+		hmm_ask(t, first, PAGE_SIZE / sizeof(*elements));
+		t->range.hmm_pfns = elements;
+		for (i = 0; i < PAGE_SIZE / sizeof(*elements); i++)
+			elements[i] = hmm_sticky(first + i);
+		KUNIT_ASSERT_EQ(test, hmm_answer(t), 0);
+		hmm_expect_joined(t, first, HMM_JOIN_LAST);
+	}
+}
+
+static vm_fault_t hmm_handle_no_folio(struct hmm_fixture *t, struct vm_fault *vmf,
+				      unsigned long page)
+{
+	return VM_FAULT_SIGBUS;
+}
+
+/* What is not stored is not looked at, however much it looks like an output. */
+static void hmm_test_joined_before_error(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long missing;
+
+	hmm_map_handler(t);
+	hmm_map_folios(t, 5, HMM_IN_STEP);
+	for (missing = 32; missing < 64; missing++) {
+		t->handle = hmm_handle_folio;
+		hmm_ask_joined(t, 0, HMM_JOIN_LAST);
+		t->handle = hmm_handle_no_folio;
+		hmm_zap(t, missing, 1);
+		KUNIT_ASSERT_EQ(test, hmm_ask_folios(t, 0, HMM_JOIN_LAST), -EFAULT);
+		hmm_expect_joined(t, 0, missing);
+		hmm_expect_as_asked(t, HMM_MARGIN + missing, HMM_JOIN_LAST - missing);
+	}
+}
+
 static struct kunit_case hmm_join_cases[] = {
 	HMM_CASE(joined),
 	HMM_CASE(joined_by_rights),
+	HMM_CASE(joined_around_hole),
 	HMM_CASE(joined_across_faults),
+	HMM_CASE(joined_elements_alone),
+	HMM_CASE(joined_before_error),
 	{}
 };
 

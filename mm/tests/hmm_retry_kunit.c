@@ -45,16 +45,18 @@ static void hmm_test_stale_sequence(struct kunit *test)
 }
 
 /*
- * The first fault of page 600 takes others away, far from it and just before
- * it. A driver that has mapped page 5 for DMA would then undo that.
+ * The first fault of a page takes others away, far from it and just before it.
+ * A driver that has mapped page 5 for DMA would then undo that.
  */
 static vm_fault_t hmm_handle_zap(struct hmm_fixture *t, struct vm_fault *vmf,
 				 unsigned long page)
 {
-	if (page == 600 && t->faults[600] == 1) {
+	const unsigned long *at = t->private;
+
+	if (page == *at && t->faults[page] == 1) {
 		t->kept = hmm_committed(t);
 		hmm_zap(t, 0, 10);
-		hmm_zap(t, 590, 10);
+		hmm_zap(t, *at - 10, 10);
 		t->pfns[5] &= ~HMM_STICKY;
 	}
 	return hmm_handler_map(vmf);
@@ -66,21 +68,23 @@ static vm_fault_t hmm_handle_zap(struct hmm_fixture *t, struct vm_fault *vmf,
  * others must not be taken for requests. What was committed by then is not
  * looked at again: that is for the driver's callback to drop.
  */
-static void hmm_test_restart_keeps_requests(struct kunit *test)
+static void hmm_expect_requests_kept(struct hmm_fixture *t, unsigned long at)
 {
-	struct hmm_fixture *t = test->priv;
+	struct kunit *test = t->test;
 	unsigned long i;
 	int ret;
 
-	hmm_map_handler(t);
+	t->handle = NULL;
+	hmm_zap(t, 0, HMM_PAGES);
 	hmm_touch(t, 0, 10, true);
-	hmm_touch(t, 590, 10, true);
+	hmm_touch(t, at - 10, 10, true);
 	memset(t->faults, 0, sizeof(t->faults));
 	t->handle = hmm_handle_zap;
+	t->private = &at;
 	hmm_ask(t, 0, HMM_PAGES);
 	memset_l(t->pfns, HMM_STICKY, HMM_PAGES);
 	t->pfns[5] |= HMM_READ;
-	t->pfns[600] |= HMM_READ;
+	t->pfns[at] |= HMM_READ;
 	t->range.pfn_flags_mask = HMM_WRITE;
 	ret = hmm_answer(t);
 
@@ -88,17 +92,27 @@ static void hmm_test_restart_keeps_requests(struct kunit *test)
 		KUNIT_ASSERT_EQ(test, t->pfns[i] & HMM_STICKY, i == 5 ? 0 : HMM_STICKY);
 	if (t->call->locked) {
 		KUNIT_EXPECT_EQ(test, ret, -EBUSY);
-		KUNIT_EXPECT_EQ(test, t->faults[599], 0);
+		KUNIT_EXPECT_EQ(test, t->faults[at - 1], 0);
 		return;
 	}
 	KUNIT_ASSERT_EQ(test, ret, 0);
 	for (i = 0; i < HMM_PAGES; i++) {
-		bool kept = i < t->kept && (i < 10 || (i >= 590 && i < 600));
+		bool kept = i < t->kept && (i < 10 || (i >= at - 10 && i < at));
 
-		KUNIT_ASSERT_EQ(test, t->faults[i], i == 600 || (i == 5 && !kept));
+		KUNIT_ASSERT_EQ(test, t->faults[i], i == at || (i == 5 && !kept));
 		KUNIT_ASSERT_EQ(test, !!(t->pfns[i] & HMM_PFN_VALID),
-				i == 5 || i == 600 || kept);
+				i == 5 || i == at || kept);
 	}
+}
+
+/* With as many tables behind the fault as the page walker is used for, and not. */
+static void hmm_test_restart_keeps_requests(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	hmm_expect_requests_kept(t, 300);
+	hmm_expect_requests_kept(t, 600);
 }
 
 /* Every first fault of a page waits without the lock, as userfaultfd does. */
@@ -109,6 +123,8 @@ static vm_fault_t hmm_handle_unlock(struct hmm_fixture *t, struct vm_fault *vmf,
 	bool tried = vmf->flags & FAULT_FLAG_TRIED;
 
 	KUNIT_EXPECT_EQ(t->test, may_drop, !t->call->locked);
+	KUNIT_EXPECT_EQ(t->test, !!(vmf->flags & FAULT_FLAG_KILLABLE), may_drop);
+	KUNIT_EXPECT_TRUE(t->test, vmf->flags & FAULT_FLAG_REMOTE);
 	KUNIT_EXPECT_EQ(t->test, tried, t->faults[page] > 1);
 	if (t->faults[page] > 1)
 		return hmm_handler_map(vmf);
@@ -486,7 +502,6 @@ static void hmm_test_dead_mm(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
 
-	t->call = &hmm_calls[HMM_CALL_UNLOCKED];
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
 	hmm_ask(t, 0, HMM_PAGES);
 	t->pfns[0] = HMM_UNTOUCHED;
@@ -506,7 +521,6 @@ static void hmm_test_no_memory(struct kunit *test)
 	struct hmm_fixture *t = test->priv;
 	void *memory;
 
-	t->call = &hmm_calls[HMM_CALL_UNLOCKED];
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
 	hmm_ask(t, 0, 2);
 	memset_l(t->pfns, HMM_WRITE, 2);
@@ -632,6 +646,90 @@ static void hmm_test_held_mmap_lock(struct kunit *test)
 	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
 }
 
+/**
+ * struct hmm_due - a fault that has to come next, and what it does
+ * @page: of which page
+ * @by_vma: it comes with the lock of the VMA, not the mmap lock
+ * @tried: it is said to be a second try
+ * @ret: %VM_FAULT_RETRY and more, if it drops that lock, or 0 if it maps a page
+ * @meanwhile: the page is mapped by somebody else by then
+ * @zap: page 0 is taken away
+ */
+struct hmm_due {
+	unsigned long page;
+	bool by_vma;
+	bool tried;
+	vm_fault_t ret;
+	bool meanwhile;
+	bool zap;
+};
+
+/* Pages up to 3 are in one VMA, and the others in the next. */
+static const struct hmm_due hmm_dues[] = {
+	/* Who wants the mmap lock gets it, and so do those behind him. */
+	{ .page = 0, .by_vma = true, .ret = VM_FAULT_RETRY },
+	{ .page = 0 },
+	{ .page = 1, .ret = VM_FAULT_RETRY, .meanwhile = true },
+	{ .page = 2, .ret = VM_FAULT_RETRY },
+	{ .page = 2, .tried = true },
+	{ .page = 3 },
+	/* The next VMA knows nothing of that. Who has waited may do so but once. */
+	{ .page = 4, .by_vma = true, .ret = VM_FAULT_RETRY | VM_FAULT_MAJOR,
+	  .meanwhile = true },
+	{ .page = 5, .by_vma = true },
+	{ .page = 6, .by_vma = true, .ret = VM_FAULT_RETRY | VM_FAULT_MAJOR },
+	{ .page = 6, .tried = true },
+	{ .page = 7, .zap = true },
+	/* Nor does the next walk. */
+	{ .page = 0, .by_vma = true },
+};
+
+static vm_fault_t hmm_handle_due(struct hmm_fixture *t, struct vm_fault *vmf,
+				 unsigned long page)
+{
+	const struct hmm_due *due = &hmm_dues[t->rounds];
+
+	/* What the CPU does meanwhile, and what is one too many. */
+	if (!(vmf->flags & FAULT_FLAG_REMOTE) || t->rounds++ >= ARRAY_SIZE(hmm_dues))
+		return hmm_handler_map(vmf);
+
+	KUNIT_EXPECT_EQ(t->test, page, due->page);
+	KUNIT_EXPECT_EQ_MSG(t->test, !!(vmf->flags & FAULT_FLAG_VMA_LOCK), due->by_vma,
+			    "fault %u", t->rounds);
+	KUNIT_EXPECT_EQ_MSG(t->test, !!(vmf->flags & FAULT_FLAG_TRIED), due->tried,
+			    "fault %u", t->rounds);
+	if (due->zap)
+		hmm_zap(t, 0, 1);
+	if (!due->ret)
+		return hmm_handler_map(vmf);
+	release_fault_lock(vmf);
+	if (due->meanwhile)
+		hmm_touch(t, page, 1, false);
+	return due->ret;
+}
+
+/* Faults have the lock of their VMA, and the mmap lock only where they need it. */
+static void hmm_test_fault_locks(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long addr;
+
+	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		kunit_skip(test, "needs CONFIG_PER_VMA_LOCK");
+	t->by_vma = true;
+	t->handle = hmm_handle_due;
+	hmm_map_handler(t);
+	addr = kunit_vm_mmap(test, t->file, hmm_addr(t, 4), HMM_SIZE - 4 * PAGE_SIZE,
+			     PROT_READ, MAP_SHARED | MAP_FIXED, 4 * PAGE_SIZE);
+	KUNIT_ASSERT_EQ(test, addr, hmm_addr(t, 4));
+	hmm_ask(t, 0, 8);
+	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), 0);
+	KUNIT_EXPECT_EQ(test, t->rounds, ARRAY_SIZE(hmm_dues));
+	hmm_expect_flags(t, 0, 4, HMM_PFN_VALID | HMM_PFN_WRITE);
+	hmm_expect_flags(t, 4, 4, HMM_PFN_VALID);
+}
+
 /* The suite */
 
 static struct kunit_case hmm_retry_cases[] = {
@@ -648,9 +746,10 @@ static struct kunit_case hmm_retry_cases[] = {
 	HMM_CASE(fatal_signal),
 	KUNIT_CASE(hmm_test_killed_waiting),
 	KUNIT_CASE_PARAM(hmm_test_held_mmap_lock, hmm_unlocked_gen_params),
+	KUNIT_CASE_PARAM(hmm_test_fault_locks, hmm_unlocked_gen_params),
 	KUNIT_CASE(hmm_test_reaped_mm),
-	KUNIT_CASE(hmm_test_dead_mm),
-	KUNIT_CASE(hmm_test_no_memory),
+	KUNIT_CASE_PARAM(hmm_test_dead_mm, hmm_unlocked_gen_params),
+	KUNIT_CASE_PARAM(hmm_test_no_memory, hmm_unlocked_gen_params),
 	{}
 };
 

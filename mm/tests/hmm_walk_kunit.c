@@ -16,6 +16,7 @@
  */
 #include <kunit/test.h>
 #include <linux/hmm.h>
+#include <linux/mman.h>
 #include <linux/prandom.h>
 
 #include "hmm_oracle.h"
@@ -511,7 +512,7 @@ static void hmm_expect_empty(struct hmm_world *w, unsigned long addr, bool locke
 /* No table of x86 or User Mode Linux has it like that. */
 #define HMM_BAD_BIT	BIT(8)
 
-/* The page behind @addr has a bad table, and the one before it a good one. */
+/* The pages behind @addr have a bad table, and the one before it a good one. */
 static void hmm_expect_bad(struct hmm_world *w, unsigned long addr, bool locked)
 {
 	unsigned long before;
@@ -524,6 +525,11 @@ static void hmm_expect_bad(struct hmm_world *w, unsigned long addr, bool locked)
 	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, HMM_READ, locked), -EFAULT);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0], before);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[1], HMM_STICKY);
+
+	addr += PAGE_SIZE;
+	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, 0, locked), 0);
+	KUNIT_EXPECT_EQ(w->test, w->pfns[0], HMM_PFN_ERROR | HMM_STICKY);
+	KUNIT_EXPECT_EQ(w->test, w->pfns[1], HMM_PFN_ERROR | HMM_STICKY);
 }
 
 static void hmm_test_empty_tables(struct kunit *test)
@@ -536,6 +542,20 @@ static void hmm_test_empty_tables(struct kunit *test)
 	hmm_expect_empty(w, addr + PUD_SIZE, locked);
 	hmm_expect_empty(w, addr + 2 * PMD_SIZE, locked);
 	hmm_expect_empty(w, addr + 2 * PMD_SIZE + 9 * PAGE_SIZE, locked);
+}
+
+/* Where there is nothing else mapped, so that not even a table of PUDs is there. */
+#define HMM_FAR	BIT(40)
+
+static void hmm_test_no_tables(struct kunit *test)
+{
+	struct hmm_world *w = test->priv;
+
+	KUNIT_ASSERT_EQ(test, HMM_FAR,
+			kunit_vm_mmap(test, NULL, HMM_FAR, 2 * PAGE_SIZE, PROT_READ,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0));
+	hmm_world_watch(w, HMM_FAR, 2 * PAGE_SIZE);
+	hmm_expect_empty(w, HMM_FAR + PAGE_SIZE, test->param_value == &hmm_locked[1]);
 }
 
 static void hmm_test_bad_pmd(struct kunit *test)
@@ -572,6 +592,7 @@ static struct kunit_case hmm_walk_cases[] = {
 	KUNIT_CASE_PARAM(hmm_test_table, hmm_row_gen_params),
 	KUNIT_CASE_SLOW(hmm_test_random),
 	KUNIT_CASE_PARAM(hmm_test_empty_tables, hmm_locked_gen_params),
+	KUNIT_CASE_PARAM(hmm_test_no_tables, hmm_locked_gen_params),
 	KUNIT_CASE_PARAM(hmm_test_bad_pmd, hmm_locked_gen_params),
 	KUNIT_CASE_PARAM(hmm_test_bad_pud, hmm_locked_gen_params),
 	{}

@@ -21,6 +21,9 @@
 /* A pfn that is that of no page. */
 #define HMM_NO_PAGE	BIT(BITS_PER_LONG / 2)
 
+/* A pfn that is that of a page, but not of one that anybody maps. */
+#define HMM_SOME_PAGE	0UL
+
 /* The notifier */
 
 static bool hmm_world_invalidate(struct mmu_interval_notifier *notifier,
@@ -171,6 +174,8 @@ bool hmm_world_possible(enum hmm_ref_vma vma, enum hmm_ref_entry entry)
 	case REF_SPECIAL:
 		/* Anywhere else the kernel calls it corrupt. */
 		return vma == REF_VMA_MIXED;
+	case REF_SPECIAL_PAGE:
+		return vma == REF_VMA_MIXED && IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL);
 	case REF_PROTNONE:
 		return IS_ENABLED(CONFIG_NUMA_BALANCING);
 	case REF_SWAP:
@@ -253,6 +258,8 @@ pte_t hmm_world_make_pte(struct hmm_world *w, enum hmm_ref_entry entry, pte_t pt
 		return pte_wrprotect(pte);
 	case REF_SPECIAL:
 		return pte_mkspecial(pfn_pte(HMM_NO_PAGE, PAGE_READONLY));
+	case REF_SPECIAL_PAGE:
+		return pte_mkspecial(pfn_pte(HMM_SOME_PAGE, PAGE_READONLY));
 	case REF_PROTNONE:
 		return pte_modify(pte, PAGE_NONE);
 	default:
@@ -395,6 +402,7 @@ static bool hmm_touch(struct hmm_world *w, unsigned long page)
 	switch (w->c->page[page].entry) {
 	case REF_EMPTY:
 	case REF_SPECIAL:
+	case REF_SPECIAL_PAGE:
 	case REF_UFFD_WP:
 	case REF_GUARD:
 	case REF_POISON:
