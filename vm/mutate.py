@@ -2,13 +2,14 @@
 """mutate.py: run the KUnit suites against every fault of vm/mutants, and judge the suites.
 
 One kernel holds all of them: a copy of the source file for each, that differs in one place, and in
-the file's own place a switch that calls the copy chosen by the boot parameter hmm.mutant. So two
-builds, of User Mode Linux and of the virtual machine's kernel, serve every mutant, and a mutant is
-one boot. All of that is in $BUILD/mutate, which has its own copy of the project and of the tree.
+the file's own place a switch that calls the copy chosen by the boot parameter hmm.mutant. So one
+build of User Mode Linux serves every mutant, and a mutant is one boot. All of that is in
+$BUILD/mutate, which has its own copy of the project and of the tree. A header's inline functions go
+the same way: all who include it there call the switch.
 
 A mutant is killed when a test fails, or the kernel complains, hangs or dies. Those that live under
-User Mode Linux are tried in the virtual machine. The exit status is 0 when just those live that
-are listed as equivalent.
+User Mode Linux are put into the virtual machine's kernel, and tried there. The exit status is 0
+when just those live that are listed as equivalent.
 
 MUTANTS='name pattern*' runs those alone.
 """
@@ -34,13 +35,26 @@ WORK = BUILD / "mutate"
 PATCH = WORK / "patch"          # the copy of the project
 LIST = TOP / "vm/mutants"
 AT_ONCE = 2
-UM_LIMIT, VM_LIMIT = 60, 300    # seconds; a suite that passes needs a tenth of that
+UM, VM = "User Mode Linux", "the virtual machine"
+
+# How many seconds a run may take: at first, and then some times what the file without a fault took.
+# The same for what hangs sooner: silence of User Mode Linux, and a suite in the virtual machine.
+SILENCE = "silence"
+LIMIT = {UM: 120, SILENCE: 60, VM: 600}
+SUITE_LIMIT = {}
+
+
+def patience(seconds):
+    return 10 + int(4 * seconds)
+
 
 # The calls that the switch passes on, as they are declared, with their arguments' names.
 CALLS = {
     "mm/hmm.c": (
         "int hmm_range_fault(struct hmm_range *range)",
         "int hmm_range_fault_unlocked_timeout(struct hmm_range *range, unsigned long timeout)",
+        "int hmm_range_fault_each(struct hmm_range *range, unsigned long timeout, "
+        "const struct hmm_commit_ops *ops)",
     ),
     "mm/hmm_dma.c": (
         "int hmm_dma_map_alloc(struct device *dev, struct hmm_dma_map *map, size_t nr_entries, "
@@ -50,15 +64,29 @@ CALLS = {
         "bool hmm_dma_unmap_pfn(struct device *dev, struct hmm_dma_map *map, size_t idx)",
         "void hmm_dma_map_free(struct device *dev, struct hmm_dma_map *map)",
     ),
+    "include/linux/hmm.h": (
+        "unsigned long hmm_range_map_pages(const struct hmm_range *range, unsigned long i)",
+    ),
 }
 HEADERS = ("linux/hmm.h", "linux/hmm-dma.h", "linux/export.h", "linux/moduleparam.h",
            "linux/pci-p2pdma.h")
 
 # Each suite of the virtual machine's kernel; what failed is the output.
 RUN_SUITES = """
+echo N >/sys/kernel/debug/failslab/ignore-gfp-wait
 echo {number} >/sys/module/hmm/parameters/mutant || exit 99
+{limits}
 for suite in /sys/kernel/debug/kunit/hmm*; do
-    echo 1 >$suite/run
+    name=${{suite##*/}}
+    eval limit=\\${{limit_$name:-600}}
+    began=$(date +%s)
+    (echo 1 >$suite/run; : >/run/over) &
+    until [ -e /run/over ]; do
+        [ $(($(date +%s) - began)) -le $limit ] || exit 98
+        sleep 0.2
+    done
+    rm /run/over
+    echo "took $name $(($(date +%s) - began))"
     if grep "^ *not ok" $suite/results || ! grep -q "^ok" $suite/results; then exit 1; fi
 done
 """
@@ -166,27 +194,55 @@ def call_name(call):
     return re.search(r"(\w+)\(", call)[1]
 
 
-def variant(file, lines, number):
-    """A file of its own, whose calls have the number in their names."""
-    renamed = [f"#define {call_name(c)} {call_name(c)}_{number}" for c in CALLS[file]]
+def arguments(call):
+    return ", ".join(re.findall(r"(\w+)[,)]", call))
+
+
+def variant(file, lines, mutant):
+    """A file of its own, whose calls have the mutant's name in theirs."""
+    if file.endswith(".h"):
+        return header_variant(file, lines, mutant)
+    renamed = [f"#define {call_name(c)} {call_name(c)}_{mutant}" for c in CALLS[file]]
     return "\n".join([*renamed, f'#line 1 "{file}"', *lines])
 
 
-def switch(file, numbers):
+def header_variant(file, lines, mutant):
+    """The same for a header: it comes before all others, and what is inline is called."""
+    rows = [f'#line 1 "{file}"', *lines]
+    for call in CALLS[file]:
+        name = call_name(call)
+        rows += [call.replace(f"{name}(", f"{name}_{mutant}("), "{",
+                 f"\treturn {name}({arguments(call)});", "}"]
+    return "\n".join(rows) + "\n"
+
+
+def switched_header(file):
+    """What stands in a header's place: the header, and names that lead to the switch."""
+    *rows, end = "\n".join(source(file)).rstrip().split("\n")
+    for call in CALLS[file]:
+        name = call_name(call)
+        rows += [call.replace(f"{name}(", f"{name}_switch(") + ";",
+                 f"#ifndef HMM_SWITCH\n#define {name} {name}_switch\n#endif"]
+    return "\n".join([*rows, end]) + "\n"
+
+
+def switch(file, mutants):
     """What stands in the file's place. Number 0 is the file without a fault."""
-    rows = ["// SPDX-License-Identifier: GPL-2.0", *(f"#include <{h}>" for h in HEADERS)]
+    rows = ["// SPDX-License-Identifier: GPL-2.0", "#define HMM_SWITCH",
+            *(f"#include <{h}>" for h in HEADERS)]
+    suffix = "_switch" if file.endswith(".h") else ""
     if file == "mm/hmm.c":
         rows += ["unsigned int hmm_mutant;", "module_param_named(mutant, hmm_mutant, uint, 0644);"]
     else:
         rows += ["extern unsigned int hmm_mutant;"]
     for call in CALLS[file]:
-        name = call_name(call)
-        arguments = ", ".join(re.findall(r"(\w+)[,)]", call))
-        rows += [f"typeof({name}) {name}_0, " + ", ".join(f"{name}_{n}" for n in numbers) + ";",
-                 call, "{", "\tswitch (hmm_mutant) {",
-                 *(f"\tcase {n}: return {name}_{n}({arguments});" for n in numbers),
-                 f"\tdefault: return {name}_0({arguments});", "\t}", "}",
-                 f"EXPORT_SYMBOL_GPL({name});"]
+        name, words = call_name(call), arguments(call)
+        names = ", ".join(f"{name}_{n}" for n in (0, *(m.name for m in mutants)))
+        rows += [f"typeof({name}) {names};", call.replace(f"{name}(", f"{name}{suffix}("), "{",
+                 "\tswitch (hmm_mutant) {",
+                 *(f"\tcase {m.number}: return {name}_{m.name}({words});" for m in mutants),
+                 f"\tdefault: return {name}_0({words});", "\t}", "}",
+                 f"EXPORT_SYMBOL_GPL({name}{suffix});"]
     return "\n".join(rows) + "\n"
 
 
@@ -206,31 +262,38 @@ def make_project(mutants):
         wanted.add(PATCH / name)
 
     for file in CALLS:
-        stem = Path(file).stem
+        stem = Path(file).name.replace(".", "_").removesuffix("_c")
         mine = [m for m in mutants if m.file == file]
         variants = {f"{stem}_0": variant(file, source(file), 0)}
         for m in mine:
-            variants[m.name] = variant(file, m.apply(source(file)), m.number)
+            variants[m.name] = variant(file, m.apply(source(file)), m.name)
         for name, text in variants.items():
             write(f"mm/mutants/{name}.c", text)
             objects.append(f"{name}.o")
-        write(file, switch(file, [m.number for m in mine]))
-    write("mm/mutants/Makefile", "ccflags-y := -w\n" + "".join(f"obj-y += {o}\n" for o in objects))
+        if file.endswith(".h"):
+            write(file, switched_header(file))
+            write(f"mm/mutants/{stem}.c", switch(file, mine))
+            objects.append(f"{stem}.o")
+        else:
+            write(file, switch(file, mine))
+    write("mm/mutants/Makefile", "ccflags-y := -w -I $(srctree)/mm\n" +
+          "".join(f"obj-y += {o}\n" for o in objects))
     write("patches/mutants.patch", kernel_patch(BUILD / "base"))
     for path in PATCH.rglob("*"):
         if path.is_file() and path not in wanted:
             path.unlink()
 
 
-def build():
-    """Both kernels, by the copy's own scripts. Its base is the build folder's."""
+def build(arch, mutants):
+    """A kernel with these in it, by the copy's own scripts. Its base is the build folder's."""
+    make_project(mutants)
     (WORK / "logs").mkdir(parents=True, exist_ok=True)
     if not (WORK / "base").exists():
         (WORK / "base").symlink_to("../base")
     if not (WORK / "base.from").exists() or \
             (WORK / "base.from").read_text() != (BUILD / "base.from").read_text():
         shutil.copy2(BUILD / "base.from", WORK / "base.from")
-    for command in (["overlay"], ["build", "um"], ["build", "x86_64"]):
+    for command in (["overlay"], ["build", arch]):
         child = RUNS.start([PATCH / "vm" / command[0], *command[1:]], env=environment())
         status = child.wait()
         RUNS.children.discard(child)
@@ -298,14 +361,18 @@ def run_um(mutant):
                         "kunit_shutdown=halt", f"uml_dir={WORK}/um.run/",
                         f"hmm.mutant={mutant.number}"],
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    verdict, end = None, time.monotonic() + UM_LIMIT
+    verdict, longest, began = None, 0, time.monotonic()
+    said = began
     planned, passed, test, rest = None, 0, "", b""
     try:
         with open(log, "wb") as out:
             while verdict is None:
-                if not select.select([child.stdout], [], [], max(0, end - time.monotonic()))[0]:
-                    verdict = f"no end after {UM_LIMIT} s"
+                if not select.select([child.stdout], [], [], LIMIT[SILENCE])[0] or \
+                        said > began + LIMIT[UM]:
+                    verdict = f"no end after {int(time.monotonic() - began)} s"
                     break
+                longest = max(longest, time.monotonic() - said)
+                said = time.monotonic()
                 data = os.read(child.stdout.fileno(), 65536)
                 if not data:
                     break
@@ -325,6 +392,8 @@ def run_um(mutant):
         verdict = "the kernel complained"
     if verdict is None and passed != planned:
         verdict = "the kernel died"
+    if not mutant.number:
+        LIMIT[SILENCE], LIMIT[UM] = patience(longest), patience(said - began)
     return verdict
 
 
@@ -334,9 +403,10 @@ def run_vm(mutant):
 
 
 def in_vm(mutant, command):
-    command = command.format(number=mutant.number, by=mutant.by)
+    limits = "\n".join(f"limit_{name}={limit}" for name, limit in SUITE_LIMIT.items())
+    command = command.format(number=mutant.number, by=mutant.by, limits=limits)
     name = f"vm.{mutant.name}"
-    child = RUNS.start([PATCH / "vm/boot", "--name", name, "--timeout", str(VM_LIMIT),
+    child = RUNS.start([PATCH / "vm/boot", "--name", name, "--timeout", str(LIMIT[VM]),
                         "--command", command], env=environment(), text=True,
                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, words = child.communicate()
@@ -344,9 +414,14 @@ def in_vm(mutant, command):
     (WORK / "logs" / f"{name}.log").write_text(out + words)
     if child.returncode == 99:
         raise Trouble(f"The virtual machine's kernel has no mutants in it: {words.strip()}")
+    if not mutant.number:
+        SUITE_LIMIT.update({name: patience(int(seconds)) for name, seconds
+                            in re.findall(r"^took (\w+) (\d+)$", out, re.M)})
+        LIMIT[VM] = sum(SUITE_LIMIT.values())
     failed = [f for f in map(failure, out.split("\n")) if f]
-    return {0: None, 123: "the kernel complained", 124: f"no end after {VM_LIMIT} s",
-            125: "the kernel died"}.get(child.returncode, (failed or [mutant.by])[0])
+    return {0: None, 98: "no end of a suite", 123: "the kernel complained",
+            124: f"no end after {LIMIT[VM]} s", 125: "the kernel died"}.get(
+                child.returncode, (failed or [mutant.by])[0])
 
 
 def each(mutants, run, where):
@@ -364,17 +439,19 @@ def each(mutants, run, where):
     return sorted(living, key=lambda m: m.number)
 
 
+def survivors_of(mutants, arch, run, where):
+    """Build a kernel with the mutants, see that its suites pass without, and run all."""
+    build(arch, mutants)
+    verdict = run(Mutant("clean mm/hmm.c", []))
+    if verdict:
+        raise Trouble(f"The suites fail in {where} without a fault: {verdict}. Mend that first.")
+    say(f"running {len(mutants)} mutants in {where}")
+    return each(mutants, run, arch)
+
+
 def judge(mutants):
-    clean = Mutant("clean mm/hmm.c", [])
-    for run, where in ((run_um, "User Mode Linux"), (run_vm, "the virtual machine")):
-        verdict = run(clean)
-        if verdict:
-            raise Trouble(f"The suites fail in {where} without a fault: {verdict}. Mend that "
-                          "first.")
-    say(f"running {len(mutants)} mutants under User Mode Linux")
-    living = each(mutants, run_um, "um")
-    say(f"running {len(living)} that lived in the virtual machine")
-    living = each(living, run_vm, "vm")
+    living = survivors_of(mutants, "um", run_um, UM)
+    living = living and survivors_of(living, "x86_64", run_vm, VM)
     for m in living:
         print(f"equivalent {m.name}: {m.equivalent}" if m.equivalent else f"SURVIVED {m.name}")
     wrong = [m.name for m in mutants if m.equivalent and m not in living]
@@ -401,10 +478,7 @@ def main():
     began = time.monotonic()
     try:
         every = read_list()
-        mutants = chosen(every)
-        make_project(every)
-        build()
-        status = judge(mutants)
+        status = judge(chosen(every))
     except (Trouble, OSError) as err:
         RUNS.end()
         say(f"error: {err}")
