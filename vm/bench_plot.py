@@ -8,9 +8,11 @@ from html import escape
 from math import ceil, floor, log2
 
 LABELS = 175                    # width of the column of names
-PANEL, GAP = 400, 30
+PANEL, GAP = 400, 44
 TOP, BOTTOM, EDGE = 112, 34, 16
 BAR, PAD = 9, 7                 # height of a bar, and what is left between groups
+NUMBER = 16                     # width of a bar's number
+MOST = 16                       # how many times faster there is room for
 SHADES = ("#9ecae1", "#6baed6", "#3182bd", "#08519c")
 SLOWER = "#d9480f"
 TARGET = "#2b8a3e"
@@ -32,9 +34,9 @@ def line(x, top, bottom, stroke, width):
 
 
 def groups(engines):
-    """The workloads in order, and for each the most bars that an engine has for it."""
+    """The workloads, as the engine with most has them, and the most bars that each has."""
     found = {}
-    for engine in engines.values():
+    for engine in sorted(engines.values(), key=lambda e: len(e["rows"]), reverse=True):
         for name in dict.fromkeys(r["workload"] for r in engine["rows"] if "base" in r):
             count = sum(r["workload"] == name and "base" in r for r in engine["rows"])
             found[name] = max(found.get(name, 0), count)
@@ -42,10 +44,10 @@ def groups(engines):
 
 
 def scale(engines):
-    """Powers of two around everything that is to be shown."""
+    """Powers of two around what is to be shown. What is far from the rest has its number."""
     values = [v for e in engines.values() for r in e["rows"] if "base" in r
               for v in (r["ratio"], r["target"], 0.9, 2)]
-    return floor(log2(min(values))), ceil(log2(max(values)) + 0.4)
+    return floor(log2(min(values))), ceil(log2(min(max(values), MOST)) + 0.4)
 
 
 class Panel:
@@ -68,11 +70,16 @@ class Panel:
                 yield text(at, y, f"{2.0 ** power:g}x", 10, "middle", "#555")
 
     def bar(self, y, r, shade):
-        one, at = self.x(1), self.x(r["ratio"])
-        yield rect(min(one, at), y, abs(at - one), BAR - 1, shade if at >= one else SLOWER)
+        one, at = self.x(1), self.x(min(r["ratio"], MOST))
+        slower = r["ratio"] < 1 and not r["met"]
+        yield rect(min(one, at), y, abs(at - one), BAR - 1, SLOWER if slower else shade)
+        end, aim = max(one, at) + 4, self.x(r["target"])
         if r["target"] > 1:
-            yield line(self.x(r["target"]), y - 0.5, y + BAR - 0.5, TARGET, 2)
-        yield text(max(one, at) + 4, y + BAR - 1.5, f"{r['ratio']:.1f}", 8.5, fill="#444")
+            yield line(aim, y - 0.5, y + BAR - 0.5, TARGET, 2)
+            if end - 4 < aim < end + NUMBER:
+                end = aim + 4
+        yield (f'<text class="n" x="{end:.1f}" y="{y + BAR - 1.5:.1f}">'
+               f"{r['ratio']:.1f}</text>")
 
 
 def legend():
@@ -101,6 +108,8 @@ def plot(engines):
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" '
              f'height="{TOP + height + BOTTOM}" '
              'font-family="DejaVu Sans, Helvetica, Arial, sans-serif">',
+             '<style>.n { font-size: 8.5px; fill: #444; paint-order: stroke; stroke: #fff; '
+             'stroke-width: 2px; }</style>',
              '<rect width="100%" height="100%" fill="#fff"/>',
              text(EDGE, 24, "hmm_range_fault(): how many times faster than the base tree's", 15,
                   weight="bold"),
