@@ -872,6 +872,7 @@ static int hmm_hugetlb_entry(pte_t *ptep, __always_unused unsigned long hmask,
 	return hmm_walk_hugetlb_entry(walk->private, ptep, hstate_vma(walk->vma),
 				      start, end);
 }
+
 /* Walk a hugetlb page, or the part of it that is in the range. */
 static int hmm_walk_hugetlb(struct hmm_walk *w, unsigned long end)
 {
