@@ -419,9 +419,11 @@ def in_vm(mutant, command):
                             in re.findall(r"^took (\w+) (\d+)$", out, re.M)})
         LIMIT[VM] = sum(SUITE_LIMIT.values())
     failed = [f for f in map(failure, out.split("\n")) if f]
+    if child.returncode < 0 or child.returncode > 125:
+        raise Trouble(f"Somebody ended the virtual machine of {mutant.name}. Run it again.")
     return {0: None, 98: "no end of a suite", 123: "the kernel complained",
             124: f"no end after {LIMIT[VM]} s", 125: "the kernel died"}.get(
-                child.returncode, (failed or [mutant.by])[0])
+                child.returncode, (failed or [mutant.by or "a suite without a result"])[0])
 
 
 def each(mutants, run, where):
