@@ -205,6 +205,22 @@ static void hmm_test_one_write_in_512(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, hmm_writable(t, 300));
 }
 
+/* The request is made of both: the defaults say to read, an element to write. */
+static void hmm_test_read_all_write_one(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_touch(t, 0, HMM_PAGES, false);
+	hmm_ask(t, 0, 512);
+	t->pfns[300] = HMM_PFN_REQ_WRITE;
+	t->range.default_flags = HMM_PFN_REQ_FAULT;
+	t->range.pfn_flags_mask = HMM_PFN_REQ_WRITE;
+	KUNIT_ASSERT_EQ(test, hmm_answer_retry(t), 0);
+	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_writable), 1);
+	hmm_expect_flags(t, 300, 1, HMM_PFN_VALID | HMM_PFN_WRITE);
+}
+
 static void hmm_test_one_fault_a_page(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
@@ -513,6 +529,7 @@ static struct kunit_case hmm_test_cases[] = {
 	HMM_CASE(default_and_mask),
 	HMM_CASE(every_second_page),
 	HMM_CASE(one_write_in_512),
+	HMM_CASE(read_all_write_one),
 	HMM_CASE(one_fault_a_page),
 	HMM_CASE(read_only_vma),
 	HMM_CASE(no_access_vma),

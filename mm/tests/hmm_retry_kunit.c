@@ -522,8 +522,8 @@ static void hmm_test_no_memory(struct kunit *test)
 	void *memory;
 
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
-	hmm_ask(t, 0, 2);
-	memset_l(t->pfns, HMM_WRITE, 2);
+	hmm_ask(t, 0, 8);
+	memset_l(t->pfns, HMM_WRITE, 8);
 	t->range.pfn_flags_mask = HMM_WRITE;
 
 	current->fail_nth = 1;

@@ -358,6 +358,9 @@ static void hmm_random_page(struct rnd_state *rnd, struct hmm_case *c, unsigned 
 		.entry = hmm_random_entry(rnd, vma),
 		.in = hmm_random_in(rnd),
 	};
+	/* As in real page tables, many an entry is like the one before. */
+	if (page && vma == p[-1].vma && hmm_random(rnd, 2))
+		p->entry = p[-1].entry;
 	answer = hmm_answer(c, page);
 	if ((answer == REF_EFAULT || answer == REF_EPERM || hmm_is_migration(p->entry)) &&
 	    hmm_random(rnd, 16))
