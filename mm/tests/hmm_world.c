@@ -50,14 +50,15 @@ void hmm_world_watch(struct hmm_world *w, unsigned long start, unsigned long siz
 	KUNIT_ASSERT_EQ(w->test, ret, 0);
 }
 
-/* The memory of two devices, one page each */
+/* The memory of two devices, a few pages each */
 
 #ifdef CONFIG_DEVICE_PRIVATE
 #define HMM_DEVICE_SIZE	BIT(PA_SECTION_SHIFT)
+#define HMM_DEVICE_PAGES	8
 
 struct hmm_device {
 	struct dev_pagemap pagemap;
-	struct page *page;
+	struct page *pages;
 };
 
 static struct hmm_device hmm_own, hmm_other;
@@ -89,6 +90,7 @@ static int hmm_device_create(struct hmm_device *device)
 {
 	struct dev_pagemap *pagemap = &device->pagemap;
 	struct resource *res;
+	unsigned int i;
 	void *ret;
 
 	res = request_free_mem_region(&iomem_resource, HMM_DEVICE_SIZE, "hmm_kunit");
@@ -105,20 +107,25 @@ static int hmm_device_create(struct hmm_device *device)
 		release_mem_region(pagemap->range.start, HMM_DEVICE_SIZE);
 		return PTR_ERR(ret);
 	}
-	device->page = pfn_to_page(PHYS_PFN(pagemap->range.start));
-	zone_device_page_init(device->page, pagemap, 0);
-	unlock_page(device->page);
+	device->pages = pfn_to_page(PHYS_PFN(pagemap->range.start));
+	for (i = 0; i < HMM_DEVICE_PAGES; i++) {
+		zone_device_page_init(device->pages + i, pagemap, 0);
+		unlock_page(device->pages + i);
+	}
 	return 0;
 }
 
 static void hmm_device_destroy(struct hmm_device *device)
 {
-	if (!device->page)
+	unsigned int i;
+
+	if (!device->pages)
 		return;
-	put_page(device->page);
+	for (i = 0; i < HMM_DEVICE_PAGES; i++)
+		put_page(device->pages + i);
 	memunmap_pages(&device->pagemap);
 	release_mem_region(device->pagemap.range.start, HMM_DEVICE_SIZE);
-	device->page = NULL;
+	device->pages = NULL;
 }
 
 static int hmm_devices_create(void)
@@ -137,10 +144,12 @@ void *hmm_world_owner(void)
 	return &hmm_own;
 }
 
-static pgoff_t hmm_device_pfn(struct hmm_world *w, bool own)
+/* Which page it is depends on @instead, the page that would be there else. */
+static pgoff_t hmm_device_pfn(struct hmm_world *w, bool own, const struct page *instead)
 {
-	struct page *page = own ? hmm_own.page : hmm_other.page;
+	struct page *page = own ? hmm_own.pages : hmm_other.pages;
 
+	page += page_to_pfn(instead) % HMM_DEVICE_PAGES;
 	page->zone_device_data = w;
 	return page_to_pfn(page);
 }
@@ -159,7 +168,7 @@ void *hmm_world_owner(void)
 	return &hmm_world_owner;
 }
 
-static pgoff_t hmm_device_pfn(struct hmm_world *w, bool own)
+static pgoff_t hmm_device_pfn(struct hmm_world *w, bool own, const struct page *instead)
 {
 	return 0;
 }
@@ -223,11 +232,11 @@ static swp_entry_t hmm_make_softleaf(struct hmm_world *w, enum hmm_ref_entry ent
 	case REF_MIGRATION_WRITE:
 		return make_writable_migration_entry(page_to_pfn(page));
 	case REF_PRIVATE_WRITE:
-		return make_writable_device_private_entry(hmm_device_pfn(w, true));
+		return make_writable_device_private_entry(hmm_device_pfn(w, true, page));
 	case REF_PRIVATE_READ:
-		return make_readable_device_private_entry(hmm_device_pfn(w, true));
+		return make_readable_device_private_entry(hmm_device_pfn(w, true, page));
 	case REF_PRIVATE_OTHER:
-		return make_writable_device_private_entry(hmm_device_pfn(w, false));
+		return make_writable_device_private_entry(hmm_device_pfn(w, false, page));
 	case REF_EXCLUSIVE:
 		return make_device_exclusive_entry(page_to_pfn(page));
 	case REF_HWPOISON:
