@@ -293,8 +293,9 @@ static unsigned long hmm_out_marker(softleaf_t leaf)
  * Entries that are neither present nor empty. There is no default, so that a
  * new kind of leaf is a compiler warning here.
  */
-static __always_inline unsigned long
-hmm_out_softleaf(const struct hmm_walk *w, softleaf_t leaf, unsigned int order)
+static __always_inline unsigned long hmm_out_softleaf(const struct hmm_walk *w,
+						      softleaf_t leaf,
+						      unsigned int order)
 {
 	switch (softleaf_type(leaf)) {
 	case SOFTLEAF_SWAP:
