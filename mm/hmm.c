@@ -317,10 +317,9 @@ static __always_inline unsigned long hmm_out_softleaf(const struct hmm_walk *w,
 	return HMM_PFN_ERROR;
 }
 
+/* An entry that is not empty. */
 static unsigned long hmm_out_pte(const struct hmm_walk *w, unsigned long addr, pte_t pte)
 {
-	if (pte_none(pte))
-		return 0;
 	if (!pte_present(pte))
 		return hmm_out_softleaf(w, softleaf_from_pte(pte), 0);
 	if (pte_protnone(pte))
@@ -580,6 +579,8 @@ static unsigned long hmm_out_any_pte(const struct hmm_walk *w, unsigned long add
 
 	if (pfn < kind->pfns)
 		return kind->out | pfn;
+	if (pte_none(pte))
+		return 0;
 	if (!pte_present(pte) || !hmm_pte_is_plain(w->vma, pte))
 		return hmm_out_pte(w, addr, pte);
 	out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
@@ -617,8 +618,7 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 		return;
 	for (i = 1; i < npages; i++) {
 		pte = ptep_get(ptep + i);
-		out = pte_none(pte) ? 0 :
-		      hmm_out_any_pte(w, w->addr + (i << PAGE_SHIFT), pte, &kind);
+		out = hmm_out_any_pte(w, w->addr + (i << PAGE_SHIFT), pte, &kind);
 		need = hmm_need(hmm_request(w->range, elements[i]), out);
 		if (!need)
 			continue;
@@ -687,9 +687,11 @@ static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte
  * What follows an entry is mostly like it. Store the outputs of that, as far as
  * it goes: @kind tells of plain entries, and @out is the output of @pte.
  */
-static unsigned long hmm_read_alike(const struct hmm_walk *w, struct hmm_kind kind,
-				    pte_t pte, unsigned long out, pte_t *ptep,
-				    unsigned long *elements, unsigned long npages)
+static __always_inline unsigned long hmm_read_alike(const struct hmm_walk *w,
+						    struct hmm_kind kind, pte_t pte,
+						    unsigned long out, pte_t *ptep,
+						    unsigned long *elements,
+						    unsigned long npages)
 {
 	pte_t next;
 
