@@ -108,17 +108,17 @@ enum hmm_lock {
 
 /**
  * struct hmm_walk - the state of one call
- * @range: the caller's range, or the step of it that is being filled
- * @whole: the caller's range, where it is filled in steps
- * @ops: what to hand steps to, or NULL
+ * @range: the caller's range
+ * @start: where what is being filled begins: the range, or a step of it
+ * @stop: where that ends
  * @step: how many pages a step has, unless something else ends it before; a
- *	power of two
+ *	power of two. 0 if the range is filled as a whole
  * @mm: the address space, that of the range's notifier
- * @requests: what the caller passed in &hmm_range.hmm_pfns; NULL if the walk
- *	never has to begin again, or if no element counts as a request
+ * @requests: what the caller passed in &hmm_range.hmm_pfns, from @start on; NULL
+ *	if the walk never has to begin again, or if no element counts as a request
  * @cursor: address of the first page without an output
  * @vma: the VMA at the cursor, or NULL where there is none
- * @end: where that VMA, that gap or the range ends, whichever is first
+ * @end: where that VMA or that gap ends, or @stop if that is before
  * @lock: what is held, under which @vma and @end are so
  * @addr: the page to handle a fault for
  * @need: what that page's request lacks
@@ -135,8 +135,8 @@ enum hmm_lock {
  */
 struct hmm_walk {
 	struct hmm_range	*range;
-	struct hmm_range	*whole;
-	const struct hmm_commit_ops *ops;
+	unsigned long		start;
+	unsigned long		stop;
 	unsigned long		step;
 	struct mm_struct	*mm;
 	unsigned long		*requests;
@@ -213,7 +213,8 @@ static void hmm_store_page(unsigned long *element, unsigned long out)
 
 /*
  * Store outputs for [@start, @end), where @out is that of the first page. Most
- * is stored where nothing is mapped, so that is what costs least.
+ * is stored for a single page, or where nothing is mapped, so that is what costs
+ * least.
  */
 static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end,
 		      unsigned long out)
@@ -222,6 +223,11 @@ static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end
 	unsigned long *elements = hmm_element(w->range, start);
 	unsigned long step = out & HMM_PFN_VALID ? 1 : 0;
 
+	w->cursor = end;
+	if (npages == 1) {
+		hmm_store_page(elements, out);
+		return;
+	}
 	unrolled_count(8)
 	for (i = 0; i < npages; i++)
 		elements[i] &= HMM_STICKY;
@@ -230,7 +236,6 @@ static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end
 		for (i = 0; i < npages; i++, out += step)
 			elements[i] |= out;
 	}
-	w->cursor = end;
 }
 
 /*
@@ -240,17 +245,16 @@ static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end
  */
 static void hmm_rewind(struct hmm_walk *w)
 {
-	unsigned long i, npages = hmm_index(w->range, w->cursor);
-	unsigned long *pfns = w->range->hmm_pfns;
+	unsigned long i, npages = (w->cursor - w->start) >> PAGE_SHIFT;
+	unsigned long *pfns = hmm_element(w->range, w->start);
 
 	for (i = 0; i < npages; i++) {
 		pfns[i] &= HMM_STICKY;
 		if (w->requests)
 			pfns[i] |= w->requests[i] & ~HMM_STICKY;
 	}
-	w->cursor = w->range->start;
+	w->cursor = w->start;
 	w->need_mmap_lock = false;
-	w->faulted = false;
 }
 
 /* Classifying: from an entry to the output of the first page that it maps */
@@ -317,14 +321,29 @@ static __always_inline unsigned long hmm_out_softleaf(const struct hmm_walk *w,
 	return HMM_PFN_ERROR;
 }
 
-/* An entry that is not empty. */
+/*
+ * Is it enough to look at the entry, which is present, to know that it is of a
+ * normal page or a zero page? It is for nearly all. vm_normal_page() tells from
+ * no more than this, except in a mixed map without a bit for special entries:
+ * hmm_vma_refused() has turned away the other VMAs that it has to look at.
+ */
+static bool hmm_pte_is_normal(const struct vm_area_struct *vma, pte_t pte)
+{
+	if (!IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) && vma->vm_flags & VM_MIXEDMAP)
+		return false;
+	return !pte_special(pte) && pte_pfn(pte) <= highest_memmap_pfn;
+}
+
 static unsigned long hmm_out_pte(const struct hmm_walk *w, unsigned long addr, pte_t pte)
 {
+	if (pte_none(pte))
+		return 0;
 	if (!pte_present(pte))
 		return hmm_out_softleaf(w, softleaf_from_pte(pte), 0);
 	if (pte_protnone(pte))
 		return 0;
-	if (!is_zero_pfn(pte_pfn(pte)) && !vm_normal_page(w->vma, addr, pte))
+	if (!hmm_pte_is_normal(w->vma, pte) && !is_zero_pfn(pte_pfn(pte)) &&
+	    !vm_normal_page(w->vma, addr, pte))
 		return HMM_PFN_ERROR;
 	return hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
 }
@@ -381,7 +400,7 @@ static int hmm_resolve_pages(struct hmm_walk *w, unsigned long start,
  * One entry of @order maps pages [@start, @end), and @out is the output of the
  * first page that it maps, which may lie below @start.
  *
- * If it lies below and still inside the range, the pages up to @start were
+ * If it lies below and still inside what is filled, the pages up to @start were
  * stored while there was no entry, and a fault for @start has brought this
  * one: they are stored anew, for they are mapped as @start is.
  */
@@ -390,7 +409,7 @@ static int hmm_resolve_leaf(struct hmm_walk *w, unsigned long start,
 			    unsigned long out)
 {
 	unsigned long base = ALIGN_DOWN(start, PAGE_SIZE << order);
-	unsigned long first = max(base, w->range->start);
+	unsigned long first = max(base, w->start);
 	unsigned long stop = hmm_first_need(w->range, start, end, out);
 
 	if (stop < end)
@@ -486,13 +505,16 @@ static bool hmm_may_join(const unsigned long *element)
  * that the folios stay what they are. What this call had stored from the table
  * before that is joined, too, as far as it belongs to the same folio.
  */
-static void hmm_join(const struct hmm_range *range, unsigned long start, unsigned long end)
+static void hmm_join(const struct hmm_walk *w, unsigned long start, unsigned long end)
 {
-	unsigned long low = max(range->start, ALIGN_DOWN(start, PMD_SIZE));
+	unsigned long low = max(w->start, ALIGN_DOWN(start, PMD_SIZE));
+	const struct hmm_range *range = w->range;
 	unsigned long size = HMM_JOIN_PAGES << PAGE_SHIFT;
 	unsigned long first = ALIGN_DOWN(start, size);
 	unsigned long i, last, misaligned;
 
+	if (end - w->start < size)
+		return;
 	if (first < low)
 		first += size;
 	if (first + size > end)
@@ -512,41 +534,29 @@ static void hmm_join(const struct hmm_range *range, unsigned long start, unsigne
 
 /* Tables: each level takes and releases its own page table lock */
 
-/*
- * Nearly all entries are plain: present, not protnone, and of a normal page or
- * a zero page. vm_normal_page() tells that from what these look at, except in a
- * mixed map without a bit for special entries: hmm_vma_refused() has turned away
- * the other VMAs that it has to look at.
- */
-static bool hmm_pte_is_plain(const struct vm_area_struct *vma, pte_t pte)
-{
-	if (!IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) && vma->vm_flags & VM_MIXEDMAP)
-		return false;
-	return pte_present(pte) && !pte_protnone(pte) && !pte_special(pte) &&
-	       pte_pfn(pte) <= highest_memmap_pfn;
-}
-
 /**
- * struct hmm_kind - plain entries that differ in nothing but the pfn
+ * struct hmm_kind - present entries that differ in nothing but the pfn
  * @bits: what they have in common: the entry less its pfn
  * @out: the output that they have in common, likewise
  * @pfns: how many pfns there are, or 0 as long as there is no kind
+ * @holes: no request is missed by an empty entry, either
  *
  * Page tables hold long runs of entries of one kind, so it pays to decide once
- * what the kind comes to. It has to be writable, or nobody may ask to write: no
- * request is missed by any of its entries.
+ * what the kind comes to. They are normal, and not protnone. They are writable, or
+ * nobody may ask to write: no request is missed by any.
  *
  * An entry is a pfn, which goes up to @pfns, and bits above and below it. What
  * is left of it without @bits, turned so that the pfn is at the bottom, is its
  * pfn if it has those very bits. If it has not, some bit above the pfn is set,
  * and the number is larger than @pfns. So two instructions and a comparison say
- * what hmm_pte_is_plain() and hmm_out_valid() would: those depend on the bits and
- * on that the pfn is below @pfns.
+ * what hmm_out_pte() would: that depends on the bits and on that the pfn is below
+ * @pfns.
  */
 struct hmm_kind {
 	u64 bits;
 	unsigned long out;
 	unsigned long pfns;
+	bool holes;
 };
 
 static u64 hmm_kind_pfn(const struct hmm_kind *kind, pte_t pte)
@@ -560,33 +570,21 @@ static bool hmm_meets_all(const struct hmm_range *range, unsigned long out)
 	return !hmm_need(range->default_flags | range->pfn_flags_mask, out);
 }
 
-/* @kind is what @pte is of from now on. */
-static void hmm_set_kind(struct hmm_kind *kind, pte_t pte, unsigned long out)
+/* Take the kind of @pte, whose output is @out, if it has one. */
+static void hmm_learn_kind(const struct hmm_walk *w, struct hmm_kind *kind, pte_t pte,
+			   unsigned long out)
 {
 	/* 32 bits may be too few, or divided in two: not all is one number. */
 	if (!IS_ENABLED(CONFIG_64BIT))
 		return;
+	if (!pte_present(pte) || pte_protnone(pte) || !hmm_pte_is_normal(w->vma, pte))
+		return;
+	if (!hmm_meets_all(w->range, out))
+		return;
 	kind->bits = pte_val(pte) - ((u64)pte_pfn(pte) << PFN_PTE_SHIFT);
 	kind->out = out & HMM_PFN_FLAGS;
 	kind->pfns = highest_memmap_pfn + 1;
-}
-
-static unsigned long hmm_out_any_pte(const struct hmm_walk *w, unsigned long addr,
-				     pte_t pte, struct hmm_kind *kind)
-{
-	u64 pfn = hmm_kind_pfn(kind, pte);
-	unsigned long out;
-
-	if (pfn < kind->pfns)
-		return kind->out | pfn;
-	if (pte_none(pte))
-		return 0;
-	if (!pte_present(pte) || !hmm_pte_is_plain(w->vma, pte))
-		return hmm_out_pte(w, addr, pte);
-	out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
-	if (hmm_meets_all(w->range, out))
-		hmm_set_kind(kind, pte, out);
-	return out;
+	kind->holes = hmm_meets_all(w->range, 0);
 }
 
 /*
@@ -610,7 +608,6 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 {
 	unsigned long npages = min((end - w->addr) >> PAGE_SHIFT, BITS_PER_LONG);
 	unsigned long *elements = hmm_element(w->range, w->addr);
-	struct hmm_kind kind = {};
 	unsigned long i, out, need;
 	pte_t pte;
 
@@ -618,7 +615,7 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 		return;
 	for (i = 1; i < npages; i++) {
 		pte = ptep_get(ptep + i);
-		out = hmm_out_any_pte(w, w->addr + (i << PAGE_SHIFT), pte, &kind);
+		out = hmm_out_pte(w, w->addr + (i << PAGE_SHIFT), pte);
 		need = hmm_need(hmm_request(w->range, elements[i]), out);
 		if (!need)
 			continue;
@@ -629,23 +626,28 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 }
 
 /*
- * Store the outputs of entries that are of one kind. Returns how many are. By
- * itself it has a register for all that it needs, where it costs most.
+ * Store the outputs of entries that are of one kind, and of holes between them.
+ * Returns how many those are. By itself it has a register for all that it needs,
+ * where it costs most.
  */
 static noinline unsigned long hmm_read_kind(struct hmm_kind kind, pte_t *ptep,
 					    unsigned long *elements,
 					    unsigned long npages)
 {
-	unsigned long i;
+	unsigned long *element, *end = elements + npages;
 	u64 pfn;
 
-	for (i = 0; i < npages; i++) {
-		pfn = hmm_kind_pfn(&kind, ptep_get(ptep + i));
-		if (pfn >= kind.pfns)
+	unrolled_count(4)
+	for (element = elements; element < end; element++, ptep++) {
+		pfn = hmm_kind_pfn(&kind, ptep_get(ptep));
+		if (likely(pfn < kind.pfns))
+			hmm_store_page(element, kind.out | pfn);
+		else if (kind.holes && pte_none(ptep_get(ptep)))
+			hmm_store_page(element, 0);
+		else
 			break;
-		hmm_store_page(&elements[i], kind.out | pfn);
 	}
-	return i;
+	return element - elements;
 }
 
 /* The same for entries that do not differ at all, as of holes or the zero page. */
@@ -661,45 +663,45 @@ static unsigned long hmm_read_same(pte_t pte, unsigned long out, pte_t *ptep,
 
 /*
  * The same for device-private pages: entries like @pte, whose output is @out, of
- * memory that has the same owner because it is the same memory.
+ * the same memory, and so of the same owner. Entries that differ in nothing but
+ * the pfn are numbers that differ by as much.
  */
 static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte_t *ptep,
 					       unsigned long *elements,
 					       unsigned long npages)
 {
-	const softleaf_t first = softleaf_from_pte(pte);
-	const struct dev_pagemap *pgmap = page_pgmap(softleaf_to_page(first));
-	softleaf_t leaf;
-	unsigned long i;
+	const softleaf_t leaf = softleaf_from_pte(pte);
+	const struct range *memory = &page_pgmap(softleaf_to_page(leaf))->range;
+	unsigned long pfn = softleaf_to_pfn(leaf), first = PHYS_PFN(memory->start);
+	unsigned long i, offset, pfns = PHYS_PFN(range_len(memory));
 
-	out &= HMM_PFN_FLAGS;
+	if (pfn - first >= pfns)
+		return 0;
+	out -= pfn - first;
 	for (i = 0; i < npages; i++) {
-		leaf = softleaf_from_pte(ptep_get(ptep + i));
-		if (swp_type(leaf) != swp_type(first) ||
-		    page_pgmap(softleaf_to_page(leaf)) != pgmap)
+		offset = softleaf_from_pte(ptep_get(ptep + i)).val - (leaf.val - (pfn - first));
+		if (offset >= pfns)
 			break;
-		hmm_store_page(&elements[i], out | softleaf_to_pfn(leaf));
+		hmm_store_page(&elements[i], out + offset);
 	}
 	return i;
 }
 
 /*
  * What follows an entry is mostly like it. Store the outputs of that, as far as
- * it goes: @kind tells of plain entries, and @out is the output of @pte.
+ * it goes: @kind tells of what was found so far, and @out is the output of @pte.
  */
 static __always_inline unsigned long hmm_read_alike(const struct hmm_walk *w,
-						    struct hmm_kind kind, pte_t pte,
+						    struct hmm_kind *kind, pte_t pte,
 						    unsigned long out, pte_t *ptep,
 						    unsigned long *elements,
 						    unsigned long npages)
 {
-	pte_t next;
+	pte_t next = ptep_get(ptep);
 
-	if (!npages)
-		return 0;
-	next = ptep_get(ptep);
-	if (hmm_kind_pfn(&kind, next) < kind.pfns)
-		return hmm_read_kind(kind, ptep, elements, npages);
+	hmm_learn_kind(w, kind, pte, out);
+	if (hmm_kind_pfn(kind, next) < kind->pfns || (kind->holes && pte_none(next)))
+		return hmm_read_kind(*kind, ptep, elements, npages);
 	if (pte_same(next, pte) && hmm_meets_all(w->range, out))
 		return hmm_read_same(pte, out, ptep, elements, npages);
 	if (out & HMM_PFN_VALID && !pte_present(pte) && hmm_meets_all(w->range, out))
@@ -712,26 +714,29 @@ static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
 			 unsigned long end)
 {
 	unsigned long *element = hmm_element(w->range, start);
+	unsigned long out, n, left = (end - start) >> PAGE_SHIFT;
 	struct hmm_kind kind = {};
-	unsigned long addr, out, n;
-	int ret = 0;
 	pte_t pte;
+	int ret;
 
-	for (addr = start; addr < end; addr += n << PAGE_SHIFT, ptep += n, element += n) {
+	for (; left; left -= n, ptep += n, element += n) {
+		w->cursor = end - (left << PAGE_SHIFT);
 		pte = ptep_get(ptep);
-		out = hmm_out_any_pte(w, addr, pte, &kind);
+		out = hmm_out_pte(w, w->cursor, pte);
 		if (hmm_need(hmm_request(w->range, *element), out)) {
-			ret = hmm_stop(w, addr, out);
-			break;
+			ret = hmm_stop(w, w->cursor, out);
+			if (ret == HMM_WALK_FAULT)
+				hmm_find_run(w, ptep, end);
+			return ret;
 		}
 		hmm_store_page(element, out);
-		n = 1 + hmm_read_alike(w, kind, pte, out, ptep + 1, element + 1,
-				       ((end - addr) >> PAGE_SHIFT) - 1);
+		n = 1;
+		if (left > 1)
+			n += hmm_read_alike(w, &kind, pte, out, ptep + 1, element + 1,
+					    left - 1);
 	}
-	w->cursor = addr;
-	if (ret == HMM_WALK_FAULT)
-		hmm_find_run(w, ptep, end);
-	return ret;
+	w->cursor = end;
+	return 0;
 }
 
 static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
@@ -745,7 +750,7 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	if (!ptep)
 		return HMM_WALK_AGAIN;
 	ret = hmm_read_ptes(w, ptep, start, end);
-	hmm_join(w->range, start, w->cursor);
+	hmm_join(w, start, w->cursor);
 	pte_unmap_unlock(ptep, ptl);
 	return ret;
 }
@@ -977,7 +982,7 @@ static bool hmm_walk_table(struct hmm_walk *w, unsigned long end, int *ret)
 static bool hmm_walk_short(struct hmm_walk *w, int *ret)
 {
 	bool hugetlb = is_vm_hugetlb_page(w->vma);
-	unsigned long size = hugetlb ? vma_kernel_pagesize(w->vma) : PMD_SIZE;
+	unsigned long size = hugetlb ? huge_page_size(hstate_vma(w->vma)) : PMD_SIZE;
 	unsigned long end = min(w->end, ALIGN(w->cursor + 1, size));
 
 	if (end != w->end && (hugetlb || !w->look_again))
@@ -1030,7 +1035,7 @@ static bool hmm_lock_vma(struct hmm_walk *w)
 	w->vma = lock_vma_under_rcu(w->mm, w->cursor);
 	if (!w->vma)
 		return false;
-	w->end = min(w->range->end, w->vma->vm_end);
+	w->end = min(w->stop, w->vma->vm_end);
 	w->lock = HMM_VMA_LOCKED;
 	return true;
 }
@@ -1054,7 +1059,7 @@ static void hmm_find_vma(struct hmm_walk *w)
 {
 	struct vm_area_struct *next;
 
-	w->end = w->range->end;
+	w->end = w->stop;
 	w->vma = vma_lookup(w->mm, w->cursor);
 	if (w->vma) {
 		w->end = min(w->end, w->vma->vm_end);
@@ -1080,9 +1085,10 @@ static int hmm_lock(struct hmm_walk *w)
 		return 0;
 
 	if (w->may_unlock) {
-		if (w->lock != HMM_UNLOCKED)
+		if (w->lock != HMM_UNLOCKED) {
 			w->need_mmap_lock = false;
-		hmm_unlock(w);
+			hmm_unlock(w);
+		}
 		ret = hmm_lock_vma(w) ? 0 : hmm_lock_mmap(w);
 		if (ret)
 			return ret;
@@ -1189,8 +1195,8 @@ static int hmm_check(const struct hmm_range *range)
 }
 
 /*
- * Fill the range from the cursor to its end. The lock is what w->lock says, on
- * entry and on return.
+ * Go on at the cursor, to the end of what is to be filled. The lock is what
+ * w->lock says, on entry and on return.
  *
  * Return: 0, %HMM_WALK_STALE if the range was invalidated meanwhile, or what
  * else the calls return.
@@ -1200,7 +1206,7 @@ static int hmm_fill(struct hmm_walk *w)
 	struct hmm_range *range = w->range;
 	int ret;
 
-	while (w->cursor < range->end) {
+	while (w->cursor < w->stop) {
 		ret = hmm_lock(w) ?: hmm_walk(w);
 		if (ret == HMM_WALK_FAULT)
 			ret = hmm_fault_run(w);
@@ -1252,6 +1258,8 @@ int hmm_range_fault(struct hmm_range *range)
 {
 	struct hmm_walk w = {
 		.range	= range,
+		.start	= range->start,
+		.stop	= range->end,
 		.cursor	= range->start,
 		.tried	= ULONG_MAX,
 		.lock	= HMM_MMAP_LOCKED,
@@ -1273,19 +1281,21 @@ int hmm_range_fault(struct hmm_range *range)
 EXPORT_SYMBOL(hmm_range_fault);
 
 /*
- * Get what a call needs that does its own locking and retrying. @npages is how
- * many requests it has to keep at a time, and @few is for them if they are few.
+ * Get what a call needs that does its own locking and retrying. @few is for the
+ * requests that it has to keep at a time, if they are few.
  */
-static int hmm_begin(struct hmm_walk *w, size_t npages, unsigned long *few)
+static int hmm_begin(struct hmm_walk *w, unsigned long *few)
 {
-	const struct hmm_range *range = w->range;
+	unsigned long npages = hmm_index(w->range, w->range->end);
 
 	if (!mmget_not_zero(w->mm))
 		return -EFAULT;
-	if (!hmm_has_page_requests(range))
+	if (!hmm_has_page_requests(w->range))
 		return 0;
 
 	w->requests = few;
+	if (w->step)
+		npages = min(npages, w->step);
 	if (npages <= HMM_FEW_PAGES)
 		return 0;
 	w->requests = kvmalloc_array(npages, sizeof(*w->requests),
@@ -1298,7 +1308,7 @@ static int hmm_begin(struct hmm_walk *w, size_t npages, unsigned long *few)
 
 static void hmm_end(struct hmm_walk *w, const unsigned long *few)
 {
-	if (w->requests != few)
+	if (w->requests && w->requests != few)
 		kvfree(w->requests);
 	/*
 	 * If this is the last user, tearing down the address space calls the
@@ -1310,47 +1320,67 @@ static void hmm_end(struct hmm_walk *w, const unsigned long *few)
 /* Keep a copy of the requests, if there are any to keep. */
 static void hmm_save_requests(struct hmm_walk *w)
 {
-	const struct hmm_range *range = w->range;
-
 	if (w->requests)
-		memcpy(w->requests, range->hmm_pfns,
-		       hmm_index(range, range->end) * sizeof(*w->requests));
+		memcpy(w->requests, hmm_element(w->range, w->start),
+		       ((w->stop - w->start) >> PAGE_SHIFT) * sizeof(*w->requests));
 }
 
-/* Fill the range once. No lock is held on entry, nor on return. */
+/*
+ * Go on to what comes behind all that was filled before: the next step, or the
+ * whole range. Steps end where their size is aligned, so that they cut as few
+ * large mappings in two as can be.
+ */
+static void hmm_set_step(struct hmm_walk *w)
+{
+	unsigned long size;
+
+	w->start = w->stop;
+	w->stop = w->range->end;
+	w->cursor = w->start;
+	w->need_mmap_lock = false;
+	if (!w->step)
+		return;
+	w->step = min(w->step * 2, HMM_STEP_PAGES);
+	size = w->step << PAGE_SHIFT;
+	w->stop = w->start + min(w->stop - w->start, size - w->start % size);
+}
+
+/* Fill the step once. No lock is held on entry, nor on return. */
 static int hmm_fill_unlocked(struct hmm_walk *w)
 {
 	int ret;
 
-	hmm_rewind(w);
+	w->faulted = false;
 	w->range->notifier_seq = mmu_interval_read_begin(w->range->notifier);
 	ret = hmm_fill(w);
 	hmm_unlock(w);
 	return ret;
 }
 
-/* Hand the range over, if it is still as it was found. */
-static int hmm_commit(struct hmm_walk *w)
+/*
+ * Hand the step over, and set @ret to what comes of it. Returns false if it is
+ * no longer as it was found.
+ */
+static bool hmm_commit(const struct hmm_walk *w, const struct hmm_commit_ops *ops, int *ret)
 {
-	struct hmm_range *step = w->range;
-	int ret;
+	struct hmm_range *range = w->range;
+	bool valid;
 
-	w->whole->notifier_seq = step->notifier_seq;
-
-	w->ops->lock(w->whole);
-	if (mmu_interval_read_retry(step->notifier, step->notifier_seq))
-		ret = HMM_WALK_STALE;
-	else
-		ret = w->ops->commit(w->whole, step->start, step->end);
-	w->ops->unlock(w->whole);
-	return ret;
+	ops->lock(range);
+	valid = !mmu_interval_read_retry(range->notifier, range->notifier_seq);
+	if (valid)
+		*ret = ops->commit(range, w->start, w->stop);
+	ops->unlock(range);
+	return valid;
 }
 
-static int hmm_try(struct hmm_walk *w)
+/* Fill the step, and hand it over. Returns false if it was invalidated. */
+static bool hmm_try(struct hmm_walk *w, const struct hmm_commit_ops *ops, int *ret)
 {
-	int ret = hmm_fill_unlocked(w);
-
-	return ret || !w->ops ? ret : hmm_commit(w);
+	*ret = hmm_fill_unlocked(w);
+	if (*ret == HMM_WALK_STALE)
+		return false;
+	return *ret || !ops || hmm_commit(w, ops, ret);
 }
 
 /*
@@ -1359,29 +1389,61 @@ static int hmm_try(struct hmm_walk *w)
  */
 static void hmm_shorten(struct hmm_walk *w)
 {
-	struct hmm_range *step = w->range;
-
-	if (w->faulted)
+	if (!w->step || w->faulted)
 		return;
 	w->step = max(w->step / 2, 1UL);
-	step->end = min(step->end, step->start + (w->step << PAGE_SHIFT));
+	w->stop = min(w->stop, w->start + (w->step << PAGE_SHIFT));
 }
 
-/* Fill the range until it stays as it is for a whole walk, and is handed over. */
-static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout)
+/* Fill the step until it stays as it is for a whole walk, and is handed over. */
+static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout,
+			  const struct hmm_commit_ops *ops)
 {
 	unsigned long began = jiffies;
 	int ret;
 
 	w->excused = 0;
+	while (!hmm_try(w, ops, &ret)) {
+		if (timeout && jiffies - began - w->excused >= timeout)
+			return -EBUSY;
+		hmm_rewind(w);
+		hmm_shorten(w);
+	}
+	return ret;
+}
+
+/*
+ * A call that takes its own locks, and begins again by itself: for the range as
+ * a whole, or in steps if there is somebody to hand them to.
+ */
+static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
+			  const struct hmm_commit_ops *ops)
+{
+	struct hmm_walk w = {
+		.range		= range,
+		.stop		= range->start,
+		.step		= ops ? HMM_STEP_PAGES : 0,
+		.tried		= ULONG_MAX,
+		.may_unlock	= true,
+	};
+	unsigned long few[HMM_FEW_PAGES];
+	int ret;
+
+	ret = hmm_check(range);
+	if (ret)
+		return ret;
+
+	w.mm = range->notifier->mm;
+	ret = hmm_begin(&w, few);
+	if (ret)
+		return ret;
 	do {
-		ret = hmm_try(w);
-		if (ret != HMM_WALK_STALE)
-			return ret;
-		if (w->ops)
-			hmm_shorten(w);
-	} while (!timeout || jiffies - began - w->excused < timeout);
-	return -EBUSY;
+		hmm_set_step(&w);
+		hmm_save_requests(&w);
+		ret = hmm_fill_retry(&w, timeout, ops);
+	} while (!ret && w.stop < range->end);
+	hmm_end(&w, few);
+	return ret;
 }
 
 /**
@@ -1414,45 +1476,9 @@ static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout)
 int hmm_range_fault_unlocked_timeout(struct hmm_range *range,
 				     unsigned long timeout)
 {
-	struct hmm_walk w = {
-		.range		= range,
-		.cursor		= range->start,
-		.tried		= ULONG_MAX,
-		.may_unlock	= true,
-	};
-	unsigned long few[HMM_FEW_PAGES];
-	int ret;
-
-	ret = hmm_check(range);
-	if (ret)
-		return ret;
-
-	w.mm = range->notifier->mm;
-	ret = hmm_begin(&w, hmm_index(range, range->end), few);
-	if (ret)
-		return ret;
-	hmm_save_requests(&w);
-	ret = hmm_fill_retry(&w, timeout);
-	hmm_end(&w, few);
-	return ret;
+	return hmm_fill_steps(range, timeout, NULL);
 }
 EXPORT_SYMBOL(hmm_range_fault_unlocked_timeout);
-
-/*
- * Go on to the step that begins at @start. Steps end where their size is
- * aligned, so that they cut as few large mappings in two as can be.
- */
-static void hmm_set_step(struct hmm_walk *w, unsigned long start)
-{
-	const struct hmm_range *range = w->whole;
-	struct hmm_range *step = w->range;
-	unsigned long size = w->step << PAGE_SHIFT;
-
-	step->start = start;
-	step->end = start + min(range->end - start, size - start % size);
-	step->hmm_pfns = hmm_element(range, start);
-	w->cursor = start;
-}
 
 /**
  * hmm_range_fault_each() - look up a range in steps, and hand each one over
@@ -1486,34 +1512,6 @@ static void hmm_set_step(struct hmm_walk *w, unsigned long start)
 int hmm_range_fault_each(struct hmm_range *range, unsigned long timeout,
 			 const struct hmm_commit_ops *ops)
 {
-	struct hmm_range step = *range;
-	struct hmm_walk w = {
-		.range		= &step,
-		.whole		= range,
-		.ops		= ops,
-		.step		= HMM_STEP_PAGES,
-		.tried		= ULONG_MAX,
-		.may_unlock	= true,
-	};
-	unsigned long few[HMM_FEW_PAGES];
-	int ret;
-
-	ret = hmm_check(range);
-	if (ret)
-		return ret;
-
-	w.mm = range->notifier->mm;
-	ret = hmm_begin(&w, min(hmm_index(range, range->end), HMM_STEP_PAGES), few);
-	if (ret)
-		return ret;
-
-	for (step.end = range->start; !ret && step.end < range->end; ) {
-		hmm_set_step(&w, step.end);
-		hmm_save_requests(&w);
-		ret = hmm_fill_retry(&w, timeout);
-		w.step = min(w.step * 2, HMM_STEP_PAGES);
-	}
-	hmm_end(&w, few);
-	return ret;
+	return hmm_fill_steps(range, timeout, ops);
 }
 EXPORT_SYMBOL(hmm_range_fault_each);

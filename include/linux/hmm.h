@@ -174,8 +174,8 @@ static inline unsigned long hmm_range_map_pages(const struct hmm_range *range,
  *	returns. Both addresses are page aligned, and @range is what
  *	hmm_range_fault_each() was called with, so its place in
  *	&hmm_range.hmm_pfns is ``(start - range->start) >> PAGE_SHIFT``. May
- *	change sticky bits, and nothing else of @range. Returns 0 to go on, or
- *	a negative errno, which ends the call.
+ *	change sticky bits, and nothing else of @range. Returns 0 to go on;
+ *	anything else ends the call, which returns it.
  *
  * A range that is part of a structure of the driver's own leads there by
  * container_of().

@@ -188,25 +188,35 @@ static void hmm_test_each_shorter_requests(struct kunit *test)
 	KUNIT_EXPECT_NULL(test, memchr_inv(t->faults, 0, sizeof(t->faults)));
 }
 
-static int hmm_commit_fail_second(struct hmm_fixture *t, unsigned long page,
-				  unsigned long npages)
+static int hmm_commit_end_second(struct hmm_fixture *t, unsigned long page,
+				 unsigned long npages)
 {
-	return t->commits == 2 ? -ENOSPC : 0;
+	return t->commits == 2 ? *(int *)t->private : 0;
 }
 
-/* What a commit returns ends the call, and nothing more is faulted in. */
-static void hmm_test_each_commit_fails(struct kunit *test)
+/*
+ * What a commit returns ends the call, be it an error or not, and nothing more
+ * is faulted in.
+ */
+static void hmm_test_each_commit_ends(struct kunit *test)
 {
+	/* The walk has positive codes of its own, which are small. */
+	int rets[] = { -ENOSPC, 1, 2, 3, INT_MAX };
 	struct hmm_fixture *t = test->priv;
 	unsigned long i, end;
+	unsigned int turn;
 
 	hmm_map_handler(t);
 	end = hmm_step_end(t, hmm_step_end(t, 0));
-	t->commit = hmm_commit_fail_second;
-	hmm_ask(t, 0, HMM_PAGES);
-	t->range.default_flags = HMM_READ;
-	KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 0), -ENOSPC);
-	KUNIT_EXPECT_EQ(test, t->commits, 2);
+	t->commit = hmm_commit_end_second;
+	for (turn = 0; turn < ARRAY_SIZE(rets); turn++) {
+		t->private = &rets[turn];
+		hmm_ask(t, 0, HMM_PAGES);
+		t->range.default_flags = HMM_READ;
+		KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, HZ), rets[turn]);
+		KUNIT_EXPECT_EQ(test, t->commits, 2);
+		KUNIT_EXPECT_EQ(test, t->turns, 2);
+	}
 	for (i = 0; i < HMM_PAGES; i++)
 		KUNIT_ASSERT_EQ(test, t->faults[i], i < end);
 }
@@ -354,7 +364,7 @@ static struct kunit_case hmm_each_cases[] = {
 	KUNIT_CASE(hmm_test_each_short_steps),
 	KUNIT_CASE(hmm_test_each_faults_keep_length),
 	KUNIT_CASE(hmm_test_each_shorter_requests),
-	KUNIT_CASE(hmm_test_each_commit_fails),
+	KUNIT_CASE(hmm_test_each_commit_ends),
 	KUNIT_CASE(hmm_test_each_walk_fails),
 	KUNIT_CASE(hmm_test_each_budget_is_a_steps),
 	KUNIT_CASE(hmm_test_each_slow_step),
