@@ -353,22 +353,10 @@ static void hmm_test_request_around_hole(struct kunit *test)
 	hmm_expect_flags(t, 600, HMM_PAGES - 600, HMM_PFN_VALID | HMM_PFN_WRITE);
 }
 
-static vm_fault_t hmm_handle_sigbus(struct hmm_fixture *t, struct vm_fault *vmf,
-				    unsigned long page)
+static vm_fault_t hmm_handle_failing(struct hmm_fixture *t, struct vm_fault *vmf,
+				     unsigned long page)
 {
-	return page == 700 ? VM_FAULT_SIGBUS : hmm_handler_map(vmf);
-}
-
-static vm_fault_t hmm_handle_hwpoison(struct hmm_fixture *t, struct vm_fault *vmf,
-				      unsigned long page)
-{
-	return page == 700 ? VM_FAULT_HWPOISON : hmm_handler_map(vmf);
-}
-
-static vm_fault_t hmm_handle_oom(struct hmm_fixture *t, struct vm_fault *vmf,
-				 unsigned long page)
-{
-	return page == 700 ? VM_FAULT_OOM : hmm_handler_map(vmf);
+	return page == 700 ? *(vm_fault_t *)t->private : hmm_handler_map(vmf);
 }
 
 /* The failing page is faulted once, and nothing behind it is looked at. */
@@ -389,15 +377,26 @@ static void hmm_expect_fault_error(struct hmm_fixture *t, int err)
 
 static void hmm_test_fault_errors(struct kunit *test)
 {
+	struct {
+		vm_fault_t fault;
+		int err;
+	} rows[] = {
+		{ VM_FAULT_SIGBUS, -EFAULT },
+		{ VM_FAULT_SIGSEGV, -EFAULT },
+		{ VM_FAULT_HWPOISON, -EFAULT },
+		{ VM_FAULT_OOM, -ENOMEM },
+		/* An error that has no errno of its own. */
+		{ VM_FAULT_FALLBACK, -EFAULT },
+	};
 	struct hmm_fixture *t = test->priv;
+	unsigned int i;
 
 	hmm_map_handler(t);
-	t->handle = hmm_handle_sigbus;
-	hmm_expect_fault_error(t, -EFAULT);
-	t->handle = hmm_handle_hwpoison;
-	hmm_expect_fault_error(t, -EFAULT);
-	t->handle = hmm_handle_oom;
-	hmm_expect_fault_error(t, -ENOMEM);
+	t->handle = hmm_handle_failing;
+	for (i = 0; i < ARRAY_SIZE(rows); i++) {
+		t->private = &rows[i].fault;
+		hmm_expect_fault_error(t, rows[i].err);
+	}
 }
 
 /* Refused before anything else is done: the sequence is stale, too. */

@@ -12,6 +12,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/hmm.h>
+#include <linux/kthread.h>
 #include <linux/mman.h>
 #include <linux/module.h>
 #include <linux/mount.h>
@@ -334,6 +335,118 @@ static void hmm_test_huge_slices(struct kunit *test)
 	hmm_try_all_slices(test->priv);
 }
 
+/* Entries that become another while they are looked at */
+
+#define HMM_RACES	20000
+
+/**
+ * struct hmm_race - two outcomes, and a thread that changes which it is
+ * @w: where
+ * @change: makes it the other one, and then the first again
+ * @outs: the flags that pages have then
+ * @seen: how often that was what a walk found
+ */
+struct hmm_race {
+	struct hmm_world *w;
+	void (*change)(struct hmm_world *w);
+	unsigned long outs[2];
+	unsigned long seen[2];
+};
+
+static int hmm_race_thread(void *data)
+{
+	struct hmm_race *race = data;
+
+	while (!kthread_should_stop()) {
+		race->change(race->w);
+		cond_resched();
+	}
+	return 0;
+}
+
+/* Both pages are what they are by one and the same entry. */
+static bool hmm_race_walk(struct hmm_race *race, unsigned long page, bool locked)
+{
+	struct hmm_world *w = race->w;
+	int ret = hmm_world_ask_around(w, hmm_addr(w, page), 0, locked);
+	unsigned long out = w->pfns[1] & HMM_PFN_FLAGS & ~HMM_STICKY;
+	int i;
+
+	for (i = 0; i < 2; i++)
+		if (out == race->outs[i])
+			break;
+	if (ret || i == 2)
+		return hmm_wrong(w, "returned %d, stored %#lx", ret, w->pfns[1]);
+	race->seen[i]++;
+	return !page || (w->pfns[0] & HMM_PFN_FLAGS) == (w->pfns[1] & HMM_PFN_FLAGS) ||
+	       hmm_wrong(w, "stored %#lx, then %#lx", w->pfns[0], w->pfns[1]);
+}
+
+/*
+ * Look at the first pages at the base, by themselves and with the page before
+ * them, which has another entry.
+ */
+static void hmm_run_race(struct hmm_race *race)
+{
+	struct hmm_world *w = race->w;
+	struct task_struct *task;
+	bool right = true;
+	unsigned int i;
+
+	task = kthread_run(hmm_race_thread, race, "hmm_race");
+	if (IS_ERR(task)) {
+		KUNIT_FAIL(w->test, "there is no thread: %ld", PTR_ERR(task));
+		return;
+	}
+	for (i = 0; right && i < HMM_RACES; i++)
+		right = hmm_race_walk(race, i >> 1 & 1, i & 1);
+	kthread_stop(task);
+	KUNIT_EXPECT_TRUE_MSG(w->test, right, "walk %u: %s", i, w->why);
+	KUNIT_EXPECT_GT(w->test, race->seen[0], 0);
+	KUNIT_EXPECT_GT(w->test, race->seen[1], 0);
+}
+
+static void hmm_put_pmd(struct hmm_world *w, pmd_t pmd)
+{
+	pmd_t *pmdp = hmm_pmd(w->mm, w->base);
+	spinlock_t *ptl = pmd_lock(w->mm, pmdp);
+
+	WRITE_ONCE(*pmdp, pmd);
+	spin_unlock(ptl);
+}
+
+static void hmm_change_pmd(struct hmm_world *w)
+{
+	hmm_put_pmd(w, w->leaf.planted);
+	hmm_put_pmd(w, w->leaf.saved);
+}
+
+/* A page table that is a huge entry of no memory, now and then. */
+static void hmm_test_huge_race(struct kunit *test)
+{
+	struct hmm_world *w = test->priv;
+	struct hmm_race race = {
+		.w	= w,
+		.change	= hmm_change_pmd,
+		.outs	= { HMM_PFN_VALID | HMM_PFN_WRITE, HMM_PFN_ERROR },
+	};
+	unsigned long start, page;
+	char byte = 0;
+
+	hmm_world_map_large(w);
+	start = w->base - PMD_SIZE;
+	KUNIT_ASSERT_EQ(test, start, vm_mmap(NULL, start, 3 * PMD_SIZE, PROT_READ | PROT_WRITE,
+					     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0));
+	hmm_world_change_vma(w, hmm_world_vma_flags(REF_VMA_MIXED) | VM_NOHUGEPAGE);
+	for (page = 0; page < 2; page++)
+		KUNIT_ASSERT_EQ(test, 0, copy_to_user((void __user *)hmm_addr(w, page), &byte, 1));
+	w->leaf.saved = pmdp_get(hmm_pmd(w->mm, w->base));
+	w->leaf.planted = hmm_world_make_pmd(w, REF_SPECIAL, w->leaf.saved);
+	KUNIT_ASSERT_FALSE(test, pmd_leaf(w->leaf.saved));
+	hmm_run_race(&race);
+	hmm_world_change_vma(w, VM_READ | VM_WRITE);
+}
+
 /* Pages @page - 1 and @page of the PUD at the base, which maps pfn 0 and on. */
 static void hmm_expect_pud(struct hmm_world *w, const struct hmm_row *row, unsigned long page,
 			   bool locked)
@@ -448,6 +561,38 @@ static void hmm_test_pud_table(struct kunit *test)
 	*pudp = __pud(0);
 	hmm_world_change_vma(w, VM_READ | VM_WRITE);
 }
+
+static void hmm_put_pud(struct hmm_world *w, pud_t pud)
+{
+	pud_t *pudp = hmm_pud(w->mm, w->base);
+	spinlock_t *ptl = pud_lock(w->mm, pudp);
+
+	WRITE_ONCE(*pudp, pud);
+	spin_unlock(ptl);
+}
+
+static void hmm_change_pud(struct hmm_world *w)
+{
+	hmm_put_pud(w, hmm_make_pud(REF_SPECIAL));
+	hmm_put_pud(w, hmm_make_pud(REF_EMPTY));
+}
+
+/* A hole that is a huge entry, now and then. */
+static void hmm_test_pud_race(struct kunit *test)
+{
+	struct hmm_world *w = test->priv;
+	struct hmm_race race = {
+		.w	= w,
+		.change	= hmm_change_pud,
+		.outs	= { 0, HMM_PFN_ERROR },
+	};
+
+	hmm_map_pud(w);
+	KUNIT_ASSERT_TRUE(test, pud_none(pudp_get(hmm_pud(w->mm, w->base))));
+	hmm_world_change_vma(w, hmm_world_vma_flags(REF_VMA_MIXED));
+	hmm_run_race(&race);
+	hmm_world_change_vma(w, VM_READ | VM_WRITE);
+}
 #endif /* CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD */
 
 #ifdef CONFIG_HUGETLBFS
@@ -538,19 +683,58 @@ static void hmm_test_hugetlb_slices(struct kunit *test)
 	hmm_prepare_hugetlb(test->priv);
 	hmm_try_all_slices(test->priv);
 }
+
+/* The last page of one huge page and the first of the next, or holes. */
+static void hmm_expect_hugetlb(struct hmm_world *w, unsigned long addr, unsigned long request,
+			       unsigned long want)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, request, i), 0);
+		KUNIT_EXPECT_EQ(w->test, w->pfns[0] & HMM_PFN_FLAGS, want | HMM_STICKY);
+		KUNIT_EXPECT_EQ(w->test, w->pfns[1] & HMM_PFN_FLAGS, want | HMM_STICKY);
+	}
+}
+
+/* Several pages at once, where at first not even the tables of them are there. */
+static void hmm_test_hugetlb_pages(struct kunit *test)
+{
+	const unsigned long mapped = HMM_PFN_VALID | HMM_PFN_WRITE | HMM_HUGE_ORDER;
+	struct hmm_world *w = test->priv;
+	unsigned long start, faults;
+
+	hmm_prepare_hugetlb(w);
+	start = w->base - PMD_SIZE + PUD_SIZE;
+	KUNIT_ASSERT_EQ(test, start, vm_mmap(w->leaf.file, start, 2 * PMD_SIZE,
+					     PROT_READ | PROT_WRITE,
+					     MAP_SHARED | MAP_FIXED | MAP_NORESERVE, 0));
+	faults = hmm_world_faults();
+	hmm_expect_hugetlb(w, start + PMD_SIZE, 0, 0);
+	hmm_expect_hugetlb(w, start + 77 * PAGE_SIZE, 0, 0);
+	hmm_expect_hugetlb(w, start + PMD_SIZE, HMM_WRITE, mapped);
+	KUNIT_EXPECT_EQ(test, hmm_world_faults() - faults, 2);
+	hmm_expect_hugetlb(w, start + PMD_SIZE, 0, mapped);
+	/* Each is itself, and not the other. */
+	KUNIT_EXPECT_EQ(test, w->pfns[0] & (HPAGE_PMD_NR - 1), HPAGE_PMD_NR - 1);
+	KUNIT_EXPECT_EQ(test, w->pfns[1] & (HPAGE_PMD_NR - 1), 0);
+}
 #endif /* CONFIG_HUGETLBFS */
 
 static struct kunit_case hmm_leaf_cases[] = {
 	KUNIT_CASE_PARAM_ATTR(hmm_test_huge_table, hmm_leaf_gen_params,
 			      { .speed = KUNIT_SPEED_SLOW }),
 	KUNIT_CASE_SLOW(hmm_test_huge_slices),
+	KUNIT_CASE_SLOW(hmm_test_huge_race),
 #ifdef CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD
 	KUNIT_CASE_PARAM(hmm_test_pud_table, hmm_pud_gen_params),
+	KUNIT_CASE_SLOW(hmm_test_pud_race),
 #endif
 #ifdef CONFIG_HUGETLBFS
 	KUNIT_CASE_PARAM_ATTR(hmm_test_hugetlb_table, hmm_hugetlb_gen_params,
 			      { .speed = KUNIT_SPEED_SLOW }),
 	KUNIT_CASE_SLOW(hmm_test_hugetlb_slices),
+	KUNIT_CASE(hmm_test_hugetlb_pages),
 #endif
 	{}
 };

@@ -481,7 +481,8 @@ vm_flags_t hmm_world_vma_flags(enum hmm_ref_vma vma)
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 /* Huge pages */
 
-static pmd_t hmm_make_pmd(struct hmm_world *w, enum hmm_ref_entry entry, pmd_t pmd)
+/* The entry to plant for a huge page whose own is @pmd. */
+pmd_t hmm_world_make_pmd(struct hmm_world *w, enum hmm_ref_entry entry, pmd_t pmd)
 {
 	switch (entry) {
 	case REF_EMPTY:
@@ -522,7 +523,7 @@ void hmm_world_plant_leaf(struct hmm_world *w, enum hmm_ref_entry entry)
 	leaf->folio = hmm_needs_lock(entry) ? page_folio(pmd_page(leaf->saved)) : NULL;
 	if (leaf->folio)
 		folio_lock(leaf->folio);
-	leaf->planted = hmm_make_pmd(w, entry, leaf->saved);
+	leaf->planted = hmm_world_make_pmd(w, entry, leaf->saved);
 	hmm_set_pmd(w, leaf->saved, leaf->planted);
 	WRITE_ONCE(leaf->has_planted, true);
 }

@@ -160,6 +160,7 @@ void hmm_world_tear_down(struct hmm_world *w);
 void hmm_world_watch(struct hmm_world *w, unsigned long start, unsigned long size);
 unsigned long hmm_world_map_large(struct hmm_world *w);
 pte_t hmm_world_make_pte(struct hmm_world *w, enum hmm_ref_entry entry, pte_t pte);
+pmd_t hmm_world_make_pmd(struct hmm_world *w, enum hmm_ref_entry entry, pmd_t pmd);
 vm_flags_t hmm_world_vma_flags(enum hmm_ref_vma vma);
 void hmm_world_change_vma(struct hmm_world *w, vm_flags_t flags);
 void hmm_world_plant_leaf(struct hmm_world *w, enum hmm_ref_entry entry);
