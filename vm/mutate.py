@@ -8,8 +8,9 @@ $BUILD/mutate, which has its own copy of the project and of the tree. A header's
 the same way: all who include it there call the switch.
 
 A mutant is killed when a test fails, or the kernel complains, hangs or dies. Those that live under
-User Mode Linux are put into the virtual machine's kernel, and tried there. The exit status is 0
-when just those live that are listed as equivalent.
+User Mode Linux are put into the virtual machine's kernel, and tried there, with those that are
+listed for it alone; the suite that is named there comes first. The exit status is 0 when just those
+live that are listed as equivalent.
 
 MUTANTS='name pattern*' runs those alone.
 """
@@ -76,17 +77,18 @@ RUN_SUITES = """
 echo N >/sys/kernel/debug/failslab/ignore-gfp-wait
 echo {number} >/sys/module/hmm/parameters/mutant || exit 99
 {limits}
-for suite in /sys/kernel/debug/kunit/hmm*; do
-    name=${{suite##*/}}
-    eval limit=\\${{limit_$name:-600}}
+cd /sys/kernel/debug/kunit || exit 99
+for suite in {first} $(ls -d hmm* | grep -vx "{first}"); do
+    eval limit=\\${{limit_$suite:-600}}
     began=$(date +%s)
-    (echo 1 >$suite/run; : >/run/over) &
+    # Nobody may have to wait for the end of the output of one that hangs.
+    (echo 1 >$suite/run; : >/run/over) >/dev/console 2>&1 &
     until [ -e /run/over ]; do
         [ $(($(date +%s) - began)) -le $limit ] || exit 98
         sleep 0.2
     done
     rm /run/over
-    echo "took $name $(($(date +%s) - began))"
+    echo "took $suite $(($(date +%s) - began))"
     if grep "^ *not ok" $suite/results || ! grep -q "^ok" $suite/results; then exit 1; fi
 done
 """
@@ -104,16 +106,18 @@ def say(text):
 # The list
 
 class Mutant:
-    """One entry: a name, a file, perhaps a reason or a command, and a hunk as in a diff."""
+    """One entry: a name, a file, perhaps what is said of its fate, and a hunk as in a diff."""
 
     def __init__(self, head, hunk):
-        words = re.fullmatch(r"(\w+) (\S+)(?: (equivalent|by): (.+))?", head)
+        words = re.fullmatch(r"(\w+) (\S+)(?: (equivalent|by|vm): (.+))?", head)
         if not words or words[2] not in CALLS:
             raise Trouble(f"'{head}' in vm/mutants is no entry. Write 'name file', the file being "
                           f"one of {', '.join(CALLS)}, and then a hunk as in a diff.")
         self.name, self.file = words[1], words[2]
         self.equivalent = words[4] if words[3] == "equivalent" else None
         self.by = words[4] if words[3] == "by" else None
+        self.suite = words[4] if words[3] == "vm" else ""
+        self.only_vm = words[3] in ("by", "vm")
         self.number = 0
         self.old = [row[1:] for row in hunk if row[0] in " -"]
         self.new = [row[1:] for row in hunk if row[0] in " +"]
@@ -399,12 +403,13 @@ def run_um(mutant):
 
 def run_vm(mutant):
     """The same for the virtual machine."""
-    return in_vm(mutant, RUN_SUITES) or (in_vm(mutant, RUN_COMMAND) if mutant.by else None)
+    return in_vm(mutant, RUN_COMMAND if mutant.by else RUN_SUITES)
 
 
 def in_vm(mutant, command):
     limits = "\n".join(f"limit_{name}={limit}" for name, limit in SUITE_LIMIT.items())
-    command = command.format(number=mutant.number, by=mutant.by, limits=limits)
+    command = command.format(number=mutant.number, by=mutant.by, first=mutant.suite,
+                             limits=limits)
     name = f"vm.{mutant.name}"
     child = RUNS.start([PATCH / "vm/boot", "--name", name, "--timeout", str(LIMIT[VM]),
                         "--command", command], env=environment(), text=True,
@@ -443,6 +448,8 @@ def each(mutants, run, where):
 
 def survivors_of(mutants, arch, run, where):
     """Build a kernel with the mutants, see that its suites pass without, and run all."""
+    if not mutants:
+        return []
     build(arch, mutants)
     verdict = run(Mutant("clean mm/hmm.c", []))
     if verdict:
@@ -452,8 +459,8 @@ def survivors_of(mutants, arch, run, where):
 
 
 def judge(mutants):
-    living = survivors_of(mutants, "um", run_um, UM)
-    living = living and survivors_of(living, "x86_64", run_vm, VM)
+    living = survivors_of([m for m in mutants if not m.only_vm], "um", run_um, UM)
+    living = survivors_of(living + [m for m in mutants if m.only_vm], "x86_64", run_vm, VM)
     for m in living:
         print(f"equivalent {m.name}: {m.equivalent}" if m.equivalent else f"SURVIVED {m.name}")
     wrong = [m.name for m in mutants if m.equivalent and m not in living]

@@ -573,7 +573,7 @@ static void hmm_put_pud(struct hmm_world *w, pud_t pud)
 
 static void hmm_change_pud(struct hmm_world *w)
 {
-	hmm_put_pud(w, hmm_make_pud(REF_SPECIAL));
+	hmm_put_pud(w, hmm_make_pud(REF_WRITABLE));
 	hmm_put_pud(w, hmm_make_pud(REF_EMPTY));
 }
 
@@ -584,7 +584,8 @@ static void hmm_test_pud_race(struct kunit *test)
 	struct hmm_race race = {
 		.w	= w,
 		.change	= hmm_change_pud,
-		.outs	= { 0, HMM_PFN_ERROR },
+		.outs	= { 0, HMM_PFN_VALID | HMM_PFN_WRITE |
+			       ((unsigned long)PUD_ORDER << HMM_PFN_ORDER_SHIFT) },
 	};
 
 	hmm_map_pud(w);
