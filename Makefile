@@ -26,6 +26,7 @@
 #: DEPS=skip       install no packages on this host
 #: JOBS=n          run n compilers at a time (one a CPU)
 #: DEBUG=1         a kernel that checks its memory and its locking; slow
+#: DEBUG=races     a kernel that looks for data races of HMM; slow
 #: TIMEOUT=s       end what runs longer than this in the virtual machine
 #: V=1             show all that long steps print
 

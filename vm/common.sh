@@ -15,12 +15,17 @@ LOGS=$BUILD/logs
 SERIES=7.3
 JOBS=${JOBS:-$(nproc)}
 
-# The kernel that checks itself, the one that counts which of its lines run, and
-# the one to measure have folders of their own beside the plain one's.
+# The kernels that check themselves, the one that counts which of its lines run,
+# and the one to measure have folders of their own beside the plain one's. CHECKS
+# is what the first check: vm/$CHECKS.config has the options for that.
 DEBUG=${DEBUG:-}
 COVERAGE=${COVERAGE:-}
 BENCH=${BENCH:-}
-KIND=${DEBUG:+_debug}${COVERAGE:+_coverage}${BENCH:+_bench}
+case $DEBUG in
+races) CHECKS=races ;;
+*) CHECKS=${DEBUG:+debug} ;;
+esac
+KIND=${CHECKS:+_$CHECKS}${COVERAGE:+_coverage}${BENCH:+_bench}
 IMAGE=$BUILD/vm$KIND
 
 # The folders of the project that are part of the kernel patch. Fewer of them
