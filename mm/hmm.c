@@ -156,6 +156,37 @@ struct hmm_walk {
 	bool			look_again;
 };
 
+/*
+ * The state before anything is filled. Every member is named, so that @w can be
+ * __uninitialized: compilers that zero what is on the stack would do it in a way
+ * that takes a sixth of a call for one page.
+ */
+static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range)
+{
+	*w = (struct hmm_walk) {
+		.range		= range,
+		.start		= range->start,
+		.stop		= range->start,
+		.step		= 0,
+		.mm		= NULL,
+		.requests	= NULL,
+		.cursor		= range->start,
+		.vma		= NULL,
+		.end		= range->start,
+		.lock		= HMM_UNLOCKED,
+		.addr		= 0,
+		.need		= 0,
+		.run		= 0,
+		.tried		= ULONG_MAX,
+		.excused	= 0,
+		.may_unlock	= false,
+		.need_mmap_lock	= false,
+		.waited		= false,
+		.faulted	= false,
+		.look_again	= false,
+	};
+}
+
 /* Requests */
 
 static unsigned long hmm_index(const struct hmm_range *range, unsigned long addr)
@@ -1256,21 +1287,17 @@ static int hmm_fill(struct hmm_walk *w)
  */
 int hmm_range_fault(struct hmm_range *range)
 {
-	struct hmm_walk w = {
-		.range	= range,
-		.start	= range->start,
-		.stop	= range->end,
-		.cursor	= range->start,
-		.tried	= ULONG_MAX,
-		.lock	= HMM_MMAP_LOCKED,
-	};
+	struct hmm_walk w __uninitialized;
 	int ret;
 
 	ret = hmm_check(range);
 	if (ret)
 		return ret;
 
+	hmm_walk_init(&w, range);
+	w.stop = range->end;
 	w.mm = range->notifier->mm;
+	w.lock = HMM_MMAP_LOCKED;
 	mmap_assert_locked(w.mm);
 
 	if (mmu_interval_check_retry(range->notifier, range->notifier_seq))
@@ -1332,8 +1359,6 @@ static void hmm_save_requests(struct hmm_walk *w)
  */
 static void hmm_set_step(struct hmm_walk *w)
 {
-	unsigned long size;
-
 	w->start = w->stop;
 	w->stop = w->range->end;
 	w->cursor = w->start;
@@ -1341,8 +1366,7 @@ static void hmm_set_step(struct hmm_walk *w)
 	if (!w->step)
 		return;
 	w->step = min(w->step * 2, HMM_STEP_PAGES);
-	size = w->step << PAGE_SHIFT;
-	w->stop = w->start + min(w->stop - w->start, size - w->start % size);
+	w->stop = min(w->stop, ALIGN(w->start + 1, w->step << PAGE_SHIFT));
 }
 
 /* Fill the step once. No lock is held on entry, nor on return. */
@@ -1419,21 +1443,18 @@ static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout,
 static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 			  const struct hmm_commit_ops *ops)
 {
-	struct hmm_walk w = {
-		.range		= range,
-		.stop		= range->start,
-		.step		= ops ? HMM_STEP_PAGES : 0,
-		.tried		= ULONG_MAX,
-		.may_unlock	= true,
-	};
 	unsigned long few[HMM_FEW_PAGES];
+	struct hmm_walk w __uninitialized;
 	int ret;
 
 	ret = hmm_check(range);
 	if (ret)
 		return ret;
 
+	hmm_walk_init(&w, range);
+	w.step = ops ? HMM_STEP_PAGES : 0;
 	w.mm = range->notifier->mm;
+	w.may_unlock = true;
 	ret = hmm_begin(&w, few);
 	if (ret)
 		return ret;
