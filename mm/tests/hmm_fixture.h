@@ -93,7 +93,7 @@ struct hmm_plan {
  * @turns: how often @device was taken for one
  * @asking: the call is running
  * @locks: how many locks were held when it began
- * @was_locked: somebody else has the mmap lock, all the while
+ * @was_locked: somebody else had the mmap lock then
  */
 struct hmm_fixture {
 	struct kunit *test;
