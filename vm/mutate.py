@@ -35,8 +35,8 @@ BUILD = Path(os.environ["BUILD"])
 WORK = BUILD / "mutate"
 PATCH = WORK / "patch"          # the copy of the project
 LIST = TOP / "vm/mutants"
-AT_ONCE = 2
 UM, VM = "User Mode Linux", "the virtual machine"
+AT_ONCE = {UM: 3, VM: 2}        # on two processors: a suite waits for this and that
 
 # How many seconds a run may take: at first, and then some times what the file without a fault took.
 # The same for what hangs sooner: silence of User Mode Linux, and a suite in the virtual machine.
@@ -431,16 +431,16 @@ def in_vm(mutant, command):
                 child.returncode, (failed or [mutant.by or "a suite without a result"])[0])
 
 
-def each(mutants, run, where):
+def each(mutants, run, arch, at_once):
     """Run all, a few at a time; tell of each when it is known. Return those that live."""
     living = []
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         jobs = {pool.submit(run, m): m for m in mutants}
         for job in concurrent.futures.as_completed(jobs):
             mutant, verdict = jobs[job], job.result()
             if verdict:
                 print(f"{'KILLED' if mutant.equivalent else 'killed'} {mutant.name} "
-                      f"({where}: {verdict})", flush=True)
+                      f"({arch}: {verdict})", flush=True)
             else:
                 living.append(mutant)
     return sorted(living, key=lambda m: m.number)
@@ -455,7 +455,7 @@ def survivors_of(mutants, arch, run, where):
     if verdict:
         raise Trouble(f"The suites fail in {where} without a fault: {verdict}. Mend that first.")
     say(f"running {len(mutants)} mutants in {where}")
-    return each(mutants, run, arch)
+    return each(mutants, run, arch, AT_ONCE[where])
 
 
 def judge(mutants):
