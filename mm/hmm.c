@@ -1007,7 +1007,7 @@ static bool hmm_walk_table(struct hmm_walk *w, unsigned long end, int *ret)
 /*
  * Walk what is left of a VMA, if one entry or one page table covers all of it. A
  * device fault is often about one page, and what it waits for would mostly be
- * the page walker's way down. After a fault, one page table is enough, too.
+ * the page walker's way down. After a fault, no more than that is walked, either.
  * Returns false if the page walker has to do it.
  */
 static bool hmm_walk_short(struct hmm_walk *w, int *ret)
@@ -1016,7 +1016,7 @@ static bool hmm_walk_short(struct hmm_walk *w, int *ret)
 	unsigned long size = hugetlb ? huge_page_size(hstate_vma(w->vma)) : PMD_SIZE;
 	unsigned long end = min(w->end, ALIGN(w->cursor + 1, size));
 
-	if (end != w->end && (hugetlb || !w->look_again))
+	if (end != w->end && !w->look_again)
 		return false;
 	w->look_again = false;
 	if (!hugetlb)

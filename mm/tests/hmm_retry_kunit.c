@@ -512,19 +512,13 @@ static void hmm_test_dead_mm(struct kunit *test)
 }
 
 /*
- * There is no memory to keep the requests in. That an allocation that may sleep
- * fails has to be allowed by no in failslab's ignore-gfp-wait.
+ * Have the next allocation fail. For one that may sleep, failslab's ignore-gfp-wait
+ * has to be N.
  */
-static void hmm_test_no_memory(struct kunit *test)
+static void hmm_fail_next_allocation(struct kunit *test)
 {
 #ifdef CONFIG_FAILSLAB
-	struct hmm_fixture *t = test->priv;
 	void *memory;
-
-	hmm_map_anon(t, PROT_READ | PROT_WRITE);
-	hmm_ask(t, 0, 8);
-	memset_l(t->pfns, HMM_WRITE, 8);
-	t->range.pfn_flags_mask = HMM_WRITE;
 
 	current->fail_nth = 1;
 	memory = kmalloc(8, GFP_KERNEL | __GFP_NOWARN);
@@ -532,14 +526,63 @@ static void hmm_test_no_memory(struct kunit *test)
 	kfree(memory);
 	if (memory)
 		kunit_skip(test, "failslab spares what may sleep");
-	KUNIT_EXPECT_EQ(test, hmm_answer(t), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, current->fail_nth, 0);
-	current->fail_nth = 0;
-	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_WRITE);
-	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 0);
 #else
 	kunit_skip(test, "needs CONFIG_FAILSLAB");
 #endif
+}
+
+/* Did it fail? */
+static bool hmm_allocation_failed(void)
+{
+#ifdef CONFIG_FAILSLAB
+	bool failed = !current->fail_nth;
+
+	current->fail_nth = 0;
+	return failed;
+#else
+	return false;
+#endif
+}
+
+/* The requests cannot be kept. */
+static void hmm_test_no_memory(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_ask(t, 0, 8);
+	memset_l(t->pfns, HMM_WRITE, 8);
+	t->range.pfn_flags_mask = HMM_WRITE;
+
+	hmm_fail_next_allocation(test);
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), -ENOMEM);
+	KUNIT_EXPECT_TRUE(test, hmm_allocation_failed());
+	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_WRITE);
+	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 0);
+}
+
+/* Memory whose pages are faulted in one by one, and not prepared for that yet. */
+static void hmm_map_fresh(struct hmm_fixture *t)
+{
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	mmap_write_lock(t->mm);
+	vm_flags_set(vma_lookup(t->mm, t->start), VM_NOHUGEPAGE);
+	mmap_write_unlock(t->mm);
+}
+
+/* When the first of several faults in a row fails, the others do not make that good. */
+static void hmm_test_first_fault_fails(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_fresh(t);
+	hmm_ask(t, 0, HMM_PAGES);
+	t->range.default_flags = HMM_WRITE;
+
+	hmm_fail_next_allocation(test);
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), -ENOMEM);
+	KUNIT_EXPECT_TRUE(test, hmm_allocation_failed());
+	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 0);
 }
 
 /**
@@ -646,6 +689,41 @@ static void hmm_test_held_mmap_lock(struct kunit *test)
 	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
 }
 
+static void hmm_hold_for_a_while(struct work_struct *work)
+{
+	struct hmm_fixture *t = container_of(work, struct hmm_fixture, other);
+
+	mmap_write_lock(t->mm);
+	complete(&t->entered);
+	schedule_timeout_uninterruptible(HZ / 5);
+	t->kept = get_mm_counter_sum(t->mm, MM_ANONPAGES);
+	mmap_write_unlock(t->mm);
+}
+
+/* The first fault drops the lock of the VMA, so there is none for the next. */
+static void hmm_test_unprepared_vma(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long before;
+	int ret;
+
+	if (!IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		kunit_skip(test, "needs CONFIG_PER_VMA_LOCK");
+	hmm_map_fresh(t);
+	before = get_mm_counter_sum(t->mm, MM_ANONPAGES);
+	hmm_ask(t, 0, HMM_PAGES);
+	t->range.default_flags = HMM_WRITE;
+	INIT_WORK(&t->other, hmm_hold_for_a_while);
+	hmm_begin_other(t);
+
+	ret = t->call->fault(&t->range);
+	flush_work(&t->other);
+
+	KUNIT_EXPECT_EQ(test, ret, 0);
+	KUNIT_EXPECT_EQ(test, t->kept, before);
+	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
+}
+
 /**
  * struct hmm_due - a fault that has to come next, and what it does
  * @page: of which page
@@ -749,7 +827,9 @@ static struct kunit_case hmm_retry_cases[] = {
 	KUNIT_CASE_PARAM(hmm_test_fault_locks, hmm_unlocked_gen_params),
 	KUNIT_CASE(hmm_test_reaped_mm),
 	KUNIT_CASE_PARAM(hmm_test_dead_mm, hmm_unlocked_gen_params),
+	KUNIT_CASE_PARAM(hmm_test_unprepared_vma, hmm_unlocked_gen_params),
 	KUNIT_CASE_PARAM(hmm_test_no_memory, hmm_unlocked_gen_params),
+	HMM_CASE(first_fault_fails),
 	{}
 };
 
