@@ -1477,9 +1477,10 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
  *	waiting for the mmap lock does not count, and at least one walk is
  *	always made to the end.
  *
- * Does what hmm_range_fault() does, and all around it: takes the mmap lock,
- * lets fault handlers drop it, and looks again when the range was invalidated
- * meanwhile. Work that a dropped lock interrupts goes on where it was.
+ * Does what hmm_range_fault() does, and all around it: takes the lock of one
+ * VMA after the other, or the mmap lock where that will not do, lets fault
+ * handlers drop it, and looks again when the range was invalidated meanwhile.
+ * Work that a dropped lock interrupts goes on where it was.
  *
  * On success the caller takes the lock that its invalidate callback takes and
  * calls mmu_interval_read_retry(): if that returns false, the outputs hold
