@@ -1614,6 +1614,7 @@ TEST_F(hmm, swapped_out_after_write)
 {
 	char *map = test_mmap(&shmem, NPAGES);
 
+	ASSERT_TRUE(stay_on_this_cpu());
 	test_cmd_read(map, NPAGES, NOBODY);
 	test_cmd_write(map, NPAGES, DEVICE);
 	test_faults(0);
@@ -5891,6 +5892,7 @@ TEST_F(race, fork)
 
 TEST_F(race, swap_out)
 {
+	ASSERT_TRUE(stay_on_this_cpu());
 	cpu_writes(self->map, GATE, CPU);
 	test_race_begin(REQ_READ);
 	if (!page_out(self->pagemap, self->map, GATE))
