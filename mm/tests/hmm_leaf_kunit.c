@@ -382,12 +382,22 @@ static bool hmm_race_walk(struct hmm_race *race, unsigned long page, bool locked
 	       hmm_wrong(w, "stored %#lx, then %#lx", w->pfns[0], w->pfns[1]);
 }
 
+/* On a busy machine the thread may be late. */
+static bool hmm_race_is_over(const struct hmm_race *race, unsigned int walks,
+			     unsigned long timeout)
+{
+	if (walks < HMM_RACES)
+		return false;
+	return (race->seen[0] && race->seen[1]) || time_after(jiffies, timeout);
+}
+
 /*
  * Look at the first pages at the base, by themselves and with the page before
  * them, which has another entry.
  */
 static void hmm_run_race(struct hmm_race *race)
 {
+	unsigned long timeout = jiffies + 10 * HZ;
 	struct hmm_world *w = race->w;
 	struct task_struct *task;
 	bool right = true;
@@ -398,7 +408,7 @@ static void hmm_run_race(struct hmm_race *race)
 		KUNIT_FAIL(w->test, "there is no thread: %ld", PTR_ERR(task));
 		return;
 	}
-	for (i = 0; right && i < HMM_RACES; i++)
+	for (i = 0; right && !hmm_race_is_over(race, i, timeout); i++)
 		right = hmm_race_walk(race, i >> 1 & 1, i & 1);
 	kthread_stop(task);
 	KUNIT_EXPECT_TRUE_MSG(w->test, right, "walk %u: %s", i, w->why);
