@@ -157,7 +157,8 @@ struct hmm_walk {
 };
 
 /*
- * The state before anything is filled. Every member is named, so that @w can be
+ * The state before anything is filled, of a @range that hmm_check() has let pass.
+ * Every member is named, so that @w can be
  * __uninitialized: compilers that zero what is on the stack would do it in a way
  * that takes a sixth of a call for one page.
  */
@@ -168,7 +169,7 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 		.start		= range->start,
 		.stop		= range->start,
 		.step		= 0,
-		.mm		= NULL,
+		.mm		= range->notifier->mm,
 		.requests	= NULL,
 		.cursor		= range->start,
 		.vma		= NULL,
@@ -1296,7 +1297,6 @@ int hmm_range_fault(struct hmm_range *range)
 
 	hmm_walk_init(&w, range);
 	w.stop = range->end;
-	w.mm = range->notifier->mm;
 	w.lock = HMM_MMAP_LOCKED;
 	mmap_assert_locked(w.mm);
 
@@ -1335,6 +1335,7 @@ static int hmm_begin(struct hmm_walk *w, unsigned long *few)
 
 static void hmm_end(struct hmm_walk *w, const unsigned long *few)
 {
+	/* Mostly there are none, and kvfree() takes its time to find that out. */
 	if (w->requests && w->requests != few)
 		kvfree(w->requests);
 	/*
@@ -1453,7 +1454,6 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 
 	hmm_walk_init(&w, range);
 	w.step = ops ? HMM_STEP_PAGES : 0;
-	w.mm = range->notifier->mm;
 	w.may_unlock = true;
 	ret = hmm_begin(&w, few);
 	if (ret)

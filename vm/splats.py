@@ -26,7 +26,7 @@ BAD = re.compile(r"""
     unreferenced\ object | non-zero\ (?:pgtables_bytes|nr_ptes)
 """, re.X)
 
-# What looks like a complaint and is none, or is none of HMM: a race is named after the two functions.
+# What looks like a complaint and is none, or is not of HMM: a race is named after its functions.
 FINE = re.compile(r"^WARNING: (?:Support for this CPU|unmaintained)|"
                   r"^BUG: KCSAN: (?!.*(?:hmm|dmirror))")
 
