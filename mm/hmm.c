@@ -158,9 +158,9 @@ struct hmm_walk {
 
 /*
  * The state before anything is filled, of a @range that hmm_check() has let pass.
- * Every member is named, so that @w can be
- * __uninitialized: compilers that zero what is on the stack would do it in a way
- * that takes a sixth of a call for one page.
+ * Every member is named, so that @w can be __uninitialized: compilers that zero
+ * what is on the stack would do it in a way that takes a sixth of a call for one
+ * page.
  */
 static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range)
 {
