@@ -96,9 +96,6 @@ enum hmm_walk_end {
  */
 #define HMM_STEP_PAGES	512UL
 
-/* How many requests can be kept without an allocation. */
-#define HMM_FEW_PAGES	4
-
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
 	HMM_UNLOCKED,
@@ -114,8 +111,10 @@ enum hmm_lock {
  * @step: how many pages a step has, unless something else ends it before; a
  *	power of two. 0 if the range is filled as a whole
  * @mm: the address space, that of the range's notifier
- * @requests: what the caller passed in &hmm_range.hmm_pfns, from @start on; NULL
- *	if the walk never has to begin again, or if no element counts as a request
+ * @request: what the caller passed in the elements of &hmm_range.hmm_pfns from
+ *	@start on, if all are alike; 0 if none counts as a request
+ * @requests: the same, element by element, if they differ; else NULL
+ * @room: memory for @requests, NULL before there is any need of it
  * @cursor: address of the first page without an output
  * @vma: the VMA at the cursor, or NULL where there is none
  * @end: where that VMA or that gap ends, or @stop if that is before
@@ -139,7 +138,9 @@ struct hmm_walk {
 	unsigned long		stop;
 	unsigned long		step;
 	struct mm_struct	*mm;
+	unsigned long		request;
 	unsigned long		*requests;
+	unsigned long		*room;
 	unsigned long		cursor;
 	struct vm_area_struct	*vma;
 	unsigned long		end;
@@ -157,20 +158,35 @@ struct hmm_walk {
 };
 
 /*
+ * Where the step that begins at @start ends. Steps end where their size is aligned,
+ * so that they cut as few large mappings in two as can be.
+ */
+static unsigned long hmm_step_end(const struct hmm_range *range, unsigned long start,
+				  unsigned long step)
+{
+	if (!step)
+		return range->end;
+	return min(range->end, ALIGN(start + 1, step << PAGE_SHIFT));
+}
+
+/*
  * The state before anything is filled, of a @range that hmm_check() has let pass.
  * Every member is named, so that @w can be __uninitialized: compilers that zero
  * what is on the stack would do it in a way that takes a sixth of a call for one
  * page.
  */
-static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range)
+static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range,
+					  unsigned long step)
 {
 	*w = (struct hmm_walk) {
 		.range		= range,
 		.start		= range->start,
-		.stop		= range->start,
-		.step		= 0,
+		.stop		= hmm_step_end(range, range->start, step),
+		.step		= step,
 		.mm		= range->notifier->mm,
+		.request	= 0,
 		.requests	= NULL,
+		.room		= NULL,
 		.cursor		= range->start,
 		.vma		= NULL,
 		.end		= range->start,
@@ -279,11 +295,12 @@ static void hmm_rewind(struct hmm_walk *w)
 {
 	unsigned long i, npages = (w->cursor - w->start) >> PAGE_SHIFT;
 	unsigned long *pfns = hmm_element(w->range, w->start);
+	unsigned long request = w->request;
 
 	for (i = 0; i < npages; i++) {
-		pfns[i] &= HMM_STICKY;
 		if (w->requests)
-			pfns[i] |= w->requests[i] & ~HMM_STICKY;
+			request = w->requests[i];
+		hmm_store_page(&pfns[i], request & ~HMM_STICKY);
 	}
 	w->cursor = w->start;
 	w->need_mmap_lock = false;
@@ -366,7 +383,8 @@ static bool hmm_pte_is_normal(const struct vm_area_struct *vma, pte_t pte)
 	return !pte_special(pte) && pte_pfn(pte) <= highest_memmap_pfn;
 }
 
-static unsigned long hmm_out_pte(const struct hmm_walk *w, unsigned long addr, pte_t pte)
+static __always_inline unsigned long hmm_out_pte(const struct hmm_walk *w,
+						 unsigned long addr, pte_t pte)
 {
 	if (pte_none(pte))
 		return 0;
@@ -957,7 +975,8 @@ static bool hmm_vma_refused(struct vm_area_struct *vma)
 {
 	/* Whoever may not read may not write: there is no write-only memory. */
 	return vma->vm_flags & (VM_IO | VM_PFNMAP) ||
-	       !(vma->vm_flags & VM_READ) || vma_is_secretmem(vma);
+	       !(vma->vm_flags & VM_READ) ||
+	       (!vma_is_anonymous(vma) && vma_is_secretmem(vma));
 }
 
 /*
@@ -1044,7 +1063,7 @@ static int hmm_walk(struct hmm_walk *w)
 
 /* Locking */
 
-static void hmm_unlock(struct hmm_walk *w)
+static __always_inline void hmm_unlock(struct hmm_walk *w)
 {
 	switch (w->lock) {
 	case HMM_VMA_LOCKED:
@@ -1295,8 +1314,7 @@ int hmm_range_fault(struct hmm_range *range)
 	if (ret)
 		return ret;
 
-	hmm_walk_init(&w, range);
-	w.stop = range->end;
+	hmm_walk_init(&w, range, 0);
 	w.lock = HMM_MMAP_LOCKED;
 	mmap_assert_locked(w.mm);
 
@@ -1307,67 +1325,50 @@ int hmm_range_fault(struct hmm_range *range)
 }
 EXPORT_SYMBOL(hmm_range_fault);
 
-/*
- * Get what a call needs that does its own locking and retrying. @few is for the
- * requests that it has to keep at a time, if they are few.
- */
-static int hmm_begin(struct hmm_walk *w, unsigned long *few)
+static bool hmm_are_alike(const unsigned long *pfns, unsigned long npages)
+{
+	unsigned long i;
+
+	unrolled_count(8)
+	for (i = 1; i < npages; i++) {
+		if (pfns[i] != pfns[0])
+			return false;
+	}
+	return true;
+}
+
+static unsigned long *hmm_make_room(const struct hmm_walk *w)
 {
 	unsigned long npages = hmm_index(w->range, w->range->end);
 
-	if (!mmget_not_zero(w->mm))
-		return -EFAULT;
-	if (!hmm_has_page_requests(w->range))
-		return 0;
-
-	w->requests = few;
 	if (w->step)
-		npages = min(npages, w->step);
-	if (npages <= HMM_FEW_PAGES)
-		return 0;
-	w->requests = kvmalloc_array(npages, sizeof(*w->requests),
-				     GFP_KERNEL | __GFP_NOWARN);
-	if (w->requests)
-		return 0;
-	mmput_async(w->mm);
-	return -ENOMEM;
-}
-
-static void hmm_end(struct hmm_walk *w, const unsigned long *few)
-{
-	/* Mostly there are none, and kvfree() takes its time to find that out. */
-	if (w->requests && w->requests != few)
-		kvfree(w->requests);
-	/*
-	 * If this is the last user, tearing down the address space calls the
-	 * notifier, which may wait for the very work that this is called from.
-	 */
-	mmput_async(w->mm);
-}
-
-/* Keep a copy of the requests, if there are any to keep. */
-static void hmm_save_requests(struct hmm_walk *w)
-{
-	if (w->requests)
-		memcpy(w->requests, hmm_element(w->range, w->start),
-		       ((w->stop - w->start) >> PAGE_SHIFT) * sizeof(*w->requests));
+		npages = min(npages, HMM_STEP_PAGES);
+	return kvmalloc_array(npages, sizeof(*w->room), GFP_KERNEL | __GFP_NOWARN);
 }
 
 /*
- * Go on to what comes behind all that was filled before: the next step, or the
- * whole range. Steps end where their size is aligned, so that they cut as few
- * large mappings in two as can be.
+ * Keep the requests of the step, for its outputs take their place. Callers mostly
+ * ask the same of each page, and that needs no memory.
  */
-static void hmm_set_step(struct hmm_walk *w)
+static int hmm_save_requests(struct hmm_walk *w)
 {
-	w->start = w->stop;
-	w->stop = w->range->end;
-	w->cursor = w->start;
-	w->need_mmap_lock = false;
-	if (!w->step)
-		return;
-	w->step = min(w->step * 2, HMM_STEP_PAGES);
-	w->stop = min(w->stop, ALIGN(w->start + 1, w->step << PAGE_SHIFT));
+	unsigned long npages = (w->stop - w->start) >> PAGE_SHIFT;
+	const unsigned long *pfns = hmm_element(w->range, w->start);
+
+	if (!hmm_has_page_requests(w->range))
+		return 0;
+
+	w->request = pfns[0];
+	w->requests = NULL;
+	if (hmm_are_alike(pfns, npages))
+		return 0;
+
+	if (!w->room)
+		w->room = hmm_make_room(w);
+	if (!w->room)
+		return -ENOMEM;
+	w->requests = memcpy(w->room, pfns, npages * sizeof(*pfns));
+	return 0;
 }
 
 /* Fill the step once. No lock is held on entry, nor on return. */
@@ -1437,6 +1438,19 @@ static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout,
 	return ret;
 }
 
+/* Go on to the next step. Returns false if there is none. */
+static bool hmm_next_step(struct hmm_walk *w)
+{
+	if (w->stop == w->range->end)
+		return false;
+	w->start = w->stop;
+	w->step = min(w->step * 2, HMM_STEP_PAGES);
+	w->stop = hmm_step_end(w->range, w->start, w->step);
+	w->cursor = w->start;
+	w->need_mmap_lock = false;
+	return true;
+}
+
 /*
  * A call that takes its own locks, and begins again by itself: for the range as
  * a whole, or in steps if there is somebody to hand them to.
@@ -1444,7 +1458,6 @@ static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout,
 static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 			  const struct hmm_commit_ops *ops)
 {
-	unsigned long few[HMM_FEW_PAGES];
 	struct hmm_walk w __uninitialized;
 	int ret;
 
@@ -1452,18 +1465,22 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 	if (ret)
 		return ret;
 
-	hmm_walk_init(&w, range);
-	w.step = ops ? HMM_STEP_PAGES : 0;
+	hmm_walk_init(&w, range, ops ? HMM_STEP_PAGES : 0);
 	w.may_unlock = true;
-	ret = hmm_begin(&w, few);
-	if (ret)
-		return ret;
+	if (!mmget_not_zero(w.mm))
+		return -EFAULT;
 	do {
-		hmm_set_step(&w);
-		hmm_save_requests(&w);
-		ret = hmm_fill_retry(&w, timeout, ops);
-	} while (!ret && w.stop < range->end);
-	hmm_end(&w, few);
+		ret = hmm_save_requests(&w) ?: hmm_fill_retry(&w, timeout, ops);
+	} while (!ret && hmm_next_step(&w));
+
+	/* Mostly there is none, and kvfree() takes its time to find that out. */
+	if (w.room)
+		kvfree(w.room);
+	/*
+	 * If this is the last user, tearing down the address space calls the
+	 * notifier, which may wait for the very work that this is called from.
+	 */
+	mmput_async(w.mm);
 	return ret;
 }
 

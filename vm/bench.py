@@ -25,7 +25,7 @@ LARGE, SMALL = 512, 16          # pages a call, at least and at most
 NOISE = 0.98                    # a ratio that is as good as 1
 
 MET = ("populated", "populated-unlocked", "read-met", "write-met", "write-met-unlocked",
-       "read-met-mask", "write-met-mask", "write-met-mask-unlocked")
+       "read-met-mask", "write-met-mask", "write-met-mask-unlocked", "mixed-met-mask-unlocked")
 LEAVES = ("empty", "empty-unlocked", "thp", "thp-write-met", "hugetlb", "hugetlb-write-met")
 WALKS = MET + LEAVES + ("half", "thousand-vmas", "mthp-64k", "device-private")
 

@@ -126,6 +126,13 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.fill = HMM_WRITE,
 		.want = HMM_WRITE,
 		.unlocked = true,
+	}, {
+		.name = "mixed-met-mask-unlocked",
+		.map = hmm_bench_map_full,
+		.fill = HMM_WRITE,
+		.mixed = true,
+		.want = HMM_WRITE,
+		.unlocked = true,
 	},
 
 	/* Other kinds of entries */
@@ -301,7 +308,7 @@ static unsigned long hmm_bench_faults(void)
 static int hmm_bench_round(struct hmm_bench *b, struct hmm_bench_score *score)
 {
 	const struct hmm_bench_work *work = b->work;
-	unsigned long faults;
+	unsigned long i, faults;
 	u64 began, took;
 	int ret;
 
@@ -309,6 +316,8 @@ static int hmm_bench_round(struct hmm_bench *b, struct hmm_bench_score *score)
 		return -ENOMEM;
 	if (work->fill)
 		memset_l(b->pfns, work->fill, b->pages);
+	for (i = 1; i < b->pages && work->mixed; i += 2)
+		b->pfns[i] = HMM_READ;
 
 	faults = hmm_bench_faults();
 	began = ktime_get_ns();

@@ -49,6 +49,7 @@ enum hmm_bench_sizes {
  * @sizes: in which sizes of calls
  * @default_flags: of the range
  * @fill: what each element holds before a call, all of which is a request
+ * @mixed: but odd pages ask to read
  * @want: what the outputs say, of %HMM_WRITE
  * @half: odd pages are not there, and stay so
  * @order: of the folios that the pages have to be in
@@ -68,6 +69,7 @@ struct hmm_bench_work {
 	unsigned long want;
 	unsigned int order;
 	unsigned int due;
+	bool mixed;
 	bool half;
 	bool unlocked;
 	bool disturbed;

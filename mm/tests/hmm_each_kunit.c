@@ -64,23 +64,57 @@ static void hmm_zap_700_once(struct hmm_fixture *t)
 	}
 }
 
-/* Only the step that was invalidated is done again, and of it what is missing. */
+/*
+ * What is asked of a page: to read in the first step, to write behind that. In
+ * the steps of @mixed, the first being BIT(0), odd pages ask for the other.
+ */
+static unsigned long hmm_ask_by_step(const struct hmm_fixture *t, unsigned long page,
+				     unsigned long mixed)
+{
+	bool behind = page >= hmm_step_end(t, 0);
+	bool other = page & 1 && mixed & BIT(behind);
+
+	return behind == other ? HMM_READ : HMM_WRITE;
+}
+
+static vm_fault_t hmm_handle_as_asked(struct hmm_fixture *t, struct vm_fault *vmf,
+				      unsigned long page)
+{
+	const unsigned long *mixed = t->private;
+
+	KUNIT_EXPECT_EQ(t->test, !!(vmf->flags & FAULT_FLAG_WRITE),
+			hmm_ask_by_step(t, page, *mixed) == HMM_WRITE);
+	return hmm_handler_map(vmf);
+}
+
+/*
+ * Only the step that was invalidated is done again, and of it what is missing,
+ * as it was asked for: requests may be alike in one step, and not in the next.
+ */
 static void hmm_test_each_stale_step(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
-	unsigned long i;
+	unsigned long i, mixed;
 
 	hmm_map_handler(t);
+	t->handle = hmm_handle_as_asked;
+	t->private = &mixed;
 	t->before_commit = hmm_zap_700_once;
-	hmm_ask(t, 0, HMM_PAGES);
-	memset_l(t->pfns, HMM_WRITE, HMM_PAGES);
-	t->range.pfn_flags_mask = HMM_WRITE;
-	KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 0), 0);
-	KUNIT_EXPECT_EQ(test, t->rounds, 1);
-	KUNIT_EXPECT_EQ(test, t->turns, t->commits + 1);
-	for (i = 0; i < HMM_PAGES; i++)
-		KUNIT_ASSERT_EQ(test, t->faults[i], i == 700 ? 2 : 1);
-	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
+	for (mixed = 0; mixed < 4; mixed++) {
+		hmm_zap(t, 0, HMM_PAGES);
+		memset(t->faults, 0, sizeof(t->faults));
+		t->rounds = 0;
+		hmm_ask(t, 0, HMM_PAGES);
+		for (i = 0; i < HMM_PAGES; i++)
+			t->pfns[i] = hmm_ask_by_step(t, i, mixed);
+		t->range.pfn_flags_mask = HMM_WRITE;
+		KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 0), 0);
+		KUNIT_EXPECT_EQ(test, t->rounds, 1);
+		KUNIT_EXPECT_EQ(test, t->turns, t->commits + 1);
+		for (i = 0; i < HMM_PAGES; i++)
+			KUNIT_ASSERT_EQ(test, t->faults[i], i == 700 ? 2 : 1);
+		hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
+	}
 }
 
 /* Some page of the range is taken away, over and over. */

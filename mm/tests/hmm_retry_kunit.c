@@ -115,6 +115,33 @@ static void hmm_test_restart_keeps_requests(struct kunit *test)
 	hmm_expect_requests_kept(t, 600);
 }
 
+/* The same for pages that are all asked for alike: what is gone is faulted again. */
+static void hmm_test_restart_keeps_like_requests(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long i, at = 300;
+	int ret;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_zap;
+	t->private = &at;
+	hmm_ask(t, 0, HMM_PAGES);
+	memset_l(t->pfns, HMM_STICKY | HMM_WRITE, HMM_PAGES);
+	t->range.pfn_flags_mask = HMM_WRITE;
+	ret = hmm_answer(t);
+
+	for (i = 0; i < HMM_PAGES; i++)
+		KUNIT_ASSERT_EQ(test, t->pfns[i] & HMM_STICKY, i == 5 ? 0 : HMM_STICKY);
+	KUNIT_ASSERT_EQ(test, ret, t->call->locked ? -EBUSY : 0);
+	for (i = 0; i < HMM_PAGES && !ret; i++) {
+		bool gone = i >= t->kept && (i < 10 || (i >= at - 10 && i < at));
+
+		KUNIT_ASSERT_EQ(test, t->faults[i], gone ? 2 : 1);
+		KUNIT_ASSERT_EQ(test, hmm_flags(t, i) & ~HMM_STICKY,
+				HMM_PFN_VALID | HMM_PFN_WRITE);
+	}
+}
+
 /* Every first fault of a page waits without the lock, as userfaultfd does. */
 static vm_fault_t hmm_handle_unlock(struct hmm_fixture *t, struct vm_fault *vmf,
 				    unsigned long page)
@@ -544,7 +571,7 @@ static bool hmm_allocation_failed(void)
 #endif
 }
 
-/* The requests cannot be kept. */
+/* The requests, which differ, cannot be kept. */
 static void hmm_test_no_memory(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
@@ -552,13 +579,32 @@ static void hmm_test_no_memory(struct kunit *test)
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
 	hmm_ask(t, 0, 8);
 	memset_l(t->pfns, HMM_WRITE, 8);
+	t->pfns[7] = HMM_READ;
 	t->range.pfn_flags_mask = HMM_WRITE;
 
 	hmm_fail_next_allocation(test);
 	KUNIT_EXPECT_EQ(test, hmm_answer(t), -ENOMEM);
 	KUNIT_EXPECT_TRUE(test, hmm_allocation_failed());
 	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_WRITE);
+	KUNIT_EXPECT_EQ(test, t->pfns[7], HMM_READ);
 	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 0);
+}
+
+/* Requests that are alike need no memory. */
+static void hmm_test_no_memory_needed(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_touch(t, 0, HMM_PAGES, true);
+	hmm_ask(t, 0, HMM_PAGES);
+	memset_l(t->pfns, HMM_WRITE, HMM_PAGES);
+	t->range.pfn_flags_mask = HMM_WRITE;
+
+	hmm_fail_next_allocation(test);
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), 0);
+	KUNIT_EXPECT_FALSE(test, hmm_allocation_failed());
+	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
 }
 
 /* Memory whose pages are faulted in one by one, and not prepared for that yet. */
@@ -815,6 +861,7 @@ static void hmm_test_fault_locks(struct kunit *test)
 static struct kunit_case hmm_retry_cases[] = {
 	HMM_CASE(stale_sequence),
 	HMM_CASE(restart_keeps_requests),
+	HMM_CASE(restart_keeps_like_requests),
 	HMM_CASE(dropped_lock),
 	HMM_CASE(repeated_invalidation),
 	HMM_CASE(random_restarts),
@@ -831,6 +878,7 @@ static struct kunit_case hmm_retry_cases[] = {
 	KUNIT_CASE_PARAM(hmm_test_dead_mm, hmm_unlocked_gen_params),
 	KUNIT_CASE_PARAM(hmm_test_unprepared_vma, hmm_unlocked_gen_params),
 	KUNIT_CASE_PARAM(hmm_test_no_memory, hmm_unlocked_gen_params),
+	KUNIT_CASE_PARAM(hmm_test_no_memory_needed, hmm_unlocked_gen_params),
 	HMM_CASE(first_fault_fails),
 	{}
 };
