@@ -66,13 +66,13 @@ static void hmm_zap_700_once(struct hmm_fixture *t)
 
 /*
  * What is asked of a page: to read in the first step, to write behind that. In
- * the steps of @mixed, the first being BIT(0), odd pages ask for the other.
+ * the steps of @mixed, the first being BIT(0), even pages ask for the other.
  */
 static unsigned long hmm_ask_by_step(const struct hmm_fixture *t, unsigned long page,
 				     unsigned long mixed)
 {
 	bool behind = page >= hmm_step_end(t, 0);
-	bool other = page & 1 && mixed & BIT(behind);
+	bool other = !(page & 1) && mixed & BIT(behind);
 
 	return behind == other ? HMM_READ : HMM_WRITE;
 }

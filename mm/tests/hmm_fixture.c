@@ -206,10 +206,10 @@ static void hmm_watch(struct hmm_fixture *t)
 	KUNIT_ASSERT_EQ(t->test, ret, 0);
 }
 
-static void hmm_map(struct hmm_fixture *t, struct file *file, unsigned long prot,
-		    unsigned long flags)
+static void hmm_map(struct hmm_fixture *t, unsigned long start, struct file *file,
+		    unsigned long prot, unsigned long flags)
 {
-	t->start = kunit_vm_mmap(t->test, file, HMM_START, HMM_SIZE, prot, flags, 0);
+	t->start = kunit_vm_mmap(t->test, file, start, HMM_SIZE, prot, flags, 0);
 	KUNIT_ASSERT_FALSE(t->test, !t->start || IS_ERR_VALUE(t->start));
 	t->mm = current->mm;
 	hmm_watch(t);
@@ -217,7 +217,16 @@ static void hmm_map(struct hmm_fixture *t, struct file *file, unsigned long prot
 
 void hmm_map_anon(struct hmm_fixture *t, unsigned long prot)
 {
-	hmm_map(t, NULL, prot, MAP_PRIVATE | MAP_ANONYMOUS);
+	hmm_map(t, HMM_START, NULL, prot, MAP_PRIVATE | MAP_ANONYMOUS);
+}
+
+/* Map memory in the part of the address space behind that, which has no tables yet. */
+void hmm_map_anon_far(struct hmm_fixture *t, unsigned long prot)
+{
+	unsigned long start = PGDIR_SIZE + HMM_START;
+
+	hmm_map(t, start, NULL, prot, MAP_PRIVATE | MAP_ANONYMOUS);
+	KUNIT_ASSERT_EQ(t->test, t->start, start);
 }
 
 vm_fault_t hmm_handler_map(struct vm_fault *vmf)
@@ -283,7 +292,7 @@ void hmm_map_handler(struct hmm_fixture *t)
 					 O_RDWR, NULL);
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(t->test, file);
 	t->file = file;
-	hmm_map(t, file, PROT_READ | PROT_WRITE, MAP_SHARED);
+	hmm_map(t, HMM_START, file, PROT_READ | PROT_WRITE, MAP_SHARED);
 }
 
 /* Take pages out of a mapping with a handler, as a truncation would. */

@@ -73,6 +73,25 @@ static void hmm_test_snapshot_part(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->pfns[602], 0);
 }
 
+/* There is no table of any level, until a fault brings them all. */
+static void hmm_test_no_tables(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_anon_far(t, PROT_READ | PROT_WRITE);
+	hmm_ask(t, 7, 1);
+	t->pfns[0] = HMM_UNTOUCHED;
+	KUNIT_ASSERT_EQ(test, hmm_answer(t), 0);
+	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_STICKY);
+
+	hmm_ask(t, 7, 1);
+	t->range.default_flags = HMM_WRITE;
+	KUNIT_ASSERT_EQ(test, hmm_answer(t), 0);
+	hmm_expect_flags(t, 0, 1, HMM_PFN_VALID | HMM_PFN_WRITE);
+	KUNIT_EXPECT_PTR_EQ(test, hmm_pfn_to_page(t->pfns[0]), hmm_cpu_page(t, 7));
+	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 1);
+}
+
 /* Requests */
 
 static void hmm_test_read_request(struct kunit *test)
@@ -519,6 +538,7 @@ static struct kunit_case hmm_test_cases[] = {
 	HMM_CASE(snapshot_populated),
 	HMM_CASE(snapshot_zero_page),
 	HMM_CASE(snapshot_part),
+	HMM_CASE(no_tables),
 	HMM_CASE(read_request),
 	HMM_CASE(write_request),
 	HMM_CASE(write_after_read),
