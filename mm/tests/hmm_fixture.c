@@ -220,12 +220,17 @@ void hmm_map_anon(struct hmm_fixture *t, unsigned long prot)
 	hmm_map(t, HMM_START, NULL, prot, MAP_PRIVATE | MAP_ANONYMOUS);
 }
 
-/* Map memory in the part of the address space behind that, which has no tables yet. */
-void hmm_map_anon_far(struct hmm_fixture *t, unsigned long prot)
+/* Map memory that is @distance bytes behind the only memory that has page tables. */
+void hmm_map_anon_far(struct hmm_fixture *t, unsigned long distance, unsigned long prot)
 {
-	unsigned long start = PGDIR_SIZE + HMM_START;
+	unsigned long start = HMM_START + distance, near;
+	const unsigned long flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	char byte = 0;
 
-	hmm_map(t, start, NULL, prot, MAP_PRIVATE | MAP_ANONYMOUS);
+	near = kunit_vm_mmap(t->test, NULL, HMM_START, PAGE_SIZE, prot, flags, 0);
+	KUNIT_ASSERT_EQ(t->test, near, HMM_START);
+	KUNIT_ASSERT_EQ(t->test, copy_to_user((void __user *)near, &byte, 1), 0);
+	hmm_map(t, start, NULL, prot, flags);
 	KUNIT_ASSERT_EQ(t->test, t->start, start);
 }
 

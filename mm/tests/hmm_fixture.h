@@ -165,7 +165,7 @@ int hmm_call_each_timeout(struct hmm_range *range, unsigned long timeout);
 
 /* Mappings */
 void hmm_map_anon(struct hmm_fixture *t, unsigned long prot);
-void hmm_map_anon_far(struct hmm_fixture *t, unsigned long prot);
+void hmm_map_anon_far(struct hmm_fixture *t, unsigned long distance, unsigned long prot);
 vm_fault_t hmm_handler_map(struct vm_fault *vmf);
 void hmm_map_handler(struct hmm_fixture *t);
 void hmm_zap(struct hmm_fixture *t, unsigned long page, unsigned long npages);

@@ -73,12 +73,12 @@ static void hmm_test_snapshot_part(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->pfns[602], 0);
 }
 
-/* There is no table of any level, until a fault brings them all. */
-static void hmm_test_no_tables(struct kunit *test)
+/* There are tables only for what is @distance bytes away, until a fault brings more. */
+static void hmm_expect_no_tables(struct hmm_fixture *t, unsigned long distance)
 {
-	struct hmm_fixture *t = test->priv;
+	struct kunit *test = t->test;
 
-	hmm_map_anon_far(t, PROT_READ | PROT_WRITE);
+	hmm_map_anon_far(t, distance, PROT_READ | PROT_WRITE);
 	hmm_ask(t, 7, 1);
 	t->pfns[0] = HMM_UNTOUCHED;
 	KUNIT_ASSERT_EQ(test, hmm_answer(t), 0);
@@ -90,6 +90,21 @@ static void hmm_test_no_tables(struct kunit *test)
 	hmm_expect_flags(t, 0, 1, HMM_PFN_VALID | HMM_PFN_WRITE);
 	KUNIT_EXPECT_PTR_EQ(test, hmm_pfn_to_page(t->pfns[0]), hmm_cpu_page(t, 7));
 	KUNIT_EXPECT_EQ(test, hmm_count(t, hmm_readable), 1);
+}
+
+static void hmm_test_no_p4d_table(struct kunit *test)
+{
+	hmm_expect_no_tables(test->priv, PGDIR_SIZE);
+}
+
+static void hmm_test_no_pud_table(struct kunit *test)
+{
+	hmm_expect_no_tables(test->priv, P4D_SIZE);
+}
+
+static void hmm_test_no_pmd_table(struct kunit *test)
+{
+	hmm_expect_no_tables(test->priv, PUD_SIZE);
 }
 
 /* Requests */
@@ -538,7 +553,9 @@ static struct kunit_case hmm_test_cases[] = {
 	HMM_CASE(snapshot_populated),
 	HMM_CASE(snapshot_zero_page),
 	HMM_CASE(snapshot_part),
-	HMM_CASE(no_tables),
+	HMM_CASE(no_p4d_table),
+	HMM_CASE(no_pud_table),
+	HMM_CASE(no_pmd_table),
 	HMM_CASE(read_request),
 	HMM_CASE(write_request),
 	HMM_CASE(write_after_read),
