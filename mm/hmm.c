@@ -1508,7 +1508,8 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
  *	of the notifier's mm nor the lock that its invalidate callback takes.
  * Return: As hmm_range_fault(), with these differences:
  * * -EFAULT - also when the process is gone or was reaped by the OOM killer
- * * -ENOMEM - also when there is no memory to keep requests in
+ * * -ENOMEM - also when there is no memory to keep requests in that differ from
+ *   page to page
  * * -EBUSY - the range was invalidated for longer than @timeout
  * * -EINTR - the calling task has a fatal signal pending
  */
