@@ -41,7 +41,7 @@ def measurements(text):
     found = {}
     for line in LINE.findall(text):
         fields = dict(word.split("=", 1) for word in line.split())
-        for name in ("call", "ns", "best", "pages", "range", "faults", "others"):
+        for name in ("call", "ns", "best", "pages", "range", "faults", "others", "others_ns"):
             fields[name] = int(fields[name])
         key = fields["workload"], fields["call"]
         found.setdefault(key, {}).setdefault(fields["side"], []).append(fields)
@@ -57,6 +57,12 @@ def faulted(turns):
     return statistics.median(t["faults"] / t["pages"] for t in turns)
 
 
+def mapped(turns):
+    """How many µs another thread took to map and unmap memory beside the range, if there is one."""
+    took = [t["others_ns"] / t["others"] / 1000 for t in turns if t["others"]]
+    return statistics.median(took) if took else None
+
+
 def spread(values):
     """The middle half of the values; all of them if they are few."""
     if len(values) < 4:
@@ -69,13 +75,14 @@ def row(key, sides):
     """One line of the table. What disturbs a turn disturbs both sides: its ratio stays."""
     ours, base = times(sides["ours"]), times(sides.get("base", []))
     result = {"workload": key[0], "call": key[1], "ours": statistics.median(ours),
-              "ours_faults": faulted(sides["ours"])}
+              "ours_faults": faulted(sides["ours"]), "ours_mapping_us": mapped(sides["ours"])}
     if base:
         ratios = [b / o for b, o in zip(base, ours)]
         low, high = spread(ratios)
         result |= {"base": statistics.median(base), "low": low, "high": high,
                    "ratio": statistics.median(ratios),
-                   "base_faults": faulted(sides["base"])}
+                   "base_faults": faulted(sides["base"]),
+                   "base_mapping_us": mapped(sides["base"])}
     return result
 
 
@@ -121,6 +128,11 @@ def show(engine):
         else:
             print(f"{'-':>10}{number(r['ours']):>10}{'-':>11}{'too slow':>14}", end="")
         print(f"   {faults(r)}".rstrip())
+    for r in engine["rows"]:
+        if r["ours_mapping_us"] and r.get("base_mapping_us"):
+            print(f"{r['workload']}, calls of {r['call']}: an mmap() and munmap() meanwhile took "
+                  f"{number(r['base_mapping_us'])} µs with base, {number(r['ours_mapping_us'])} µs "
+                  "with ours")
     for name, why in engine["skipped"].items():
         print(f"{name:24}    not measured: {why}")
 

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0
 """mutate.py: run the KUnit suites against every fault of vm/mutants, and judge the suites.
 
-One kernel holds all of them: a copy of the source file for each, that differs in one place, and in
-the file's own place a switch that calls the copy chosen by the boot parameter hmm.mutant. So one
-build of User Mode Linux serves every mutant, and a mutant is one boot. All of that is in
-$BUILD/mutate, which has its own copy of the project and of the tree. A header's inline functions go
-the same way: all who include it there call the switch.
+One kernel holds all of them: of a function that is to have faults a copy for each, and in its own
+place a switch that calls the one chosen by the boot parameter hmm.mutant. So one build of User Mode
+Linux serves every mutant, and a mutant is one boot. All of that is in $BUILD/mutate, which has its
+own copy of the project and of the tree.
 
 A mutant is killed when a test fails, or the kernel complains, hangs or dies. Those that live under
 User Mode Linux are put into the virtual machine's kernel, and tried there, with those that are
-listed for it alone; the suite that is named there comes first. The exit status is 0 when just those
-live that are listed as equivalent.
+listed for it alone; the suite that is named there comes first. Those that are listed as equivalent
+are not: no suite there says more of them. The exit status is 0 when just those live.
 
 MUTANTS='name pattern*' runs those alone.
 """
 import concurrent.futures
-import difflib
 import fnmatch
 import os
 import re
@@ -36,7 +34,7 @@ WORK = BUILD / "mutate"
 PATCH = WORK / "patch"          # the copy of the project
 LIST = TOP / "vm/mutants"
 UM, VM = "User Mode Linux", "the virtual machine"
-AT_ONCE = {UM: 3, VM: 2}        # on two processors: a suite waits for this and that
+AT_ONCE = {UM: 4, VM: 2}        # on two processors: a suite waits for this and that
 
 # How many seconds a run may take: at first, and then some times what the file without a fault took.
 # The same for what hangs sooner: silence of User Mode Linux, and a suite in the virtual machine.
@@ -49,28 +47,7 @@ def patience(seconds):
     return 10 + int(4 * seconds)
 
 
-# The calls that the switch passes on, as they are declared, with their arguments' names.
-CALLS = {
-    "mm/hmm.c": (
-        "int hmm_range_fault(struct hmm_range *range)",
-        "int hmm_range_fault_unlocked_timeout(struct hmm_range *range, unsigned long timeout)",
-        "int hmm_range_fault_each(struct hmm_range *range, unsigned long timeout, "
-        "const struct hmm_commit_ops *ops)",
-    ),
-    "mm/hmm_dma.c": (
-        "int hmm_dma_map_alloc(struct device *dev, struct hmm_dma_map *map, size_t nr_entries, "
-        "size_t dma_entry_size)",
-        "dma_addr_t hmm_dma_map_pfn(struct device *dev, struct hmm_dma_map *map, size_t idx, "
-        "struct pci_p2pdma_map_state *p2pdma_state)",
-        "bool hmm_dma_unmap_pfn(struct device *dev, struct hmm_dma_map *map, size_t idx)",
-        "void hmm_dma_map_free(struct device *dev, struct hmm_dma_map *map)",
-    ),
-    "include/linux/hmm.h": (
-        "unsigned long hmm_range_map_pages(const struct hmm_range *range, unsigned long i)",
-    ),
-}
-HEADERS = ("linux/hmm.h", "linux/hmm-dma.h", "linux/export.h", "linux/moduleparam.h",
-           "linux/pci-p2pdma.h")
+FILES = "mm/hmm.c", "mm/hmm_dma.c", "include/linux/hmm.h"
 
 # Each suite of the virtual machine's kernel; what failed is the output.
 RUN_SUITES = """
@@ -110,33 +87,39 @@ class Mutant:
 
     def __init__(self, head, hunk):
         words = re.fullmatch(r"(\w+) (\S+)(?: (equivalent|by|vm): (.+))?", head)
-        if not words or words[2] not in CALLS:
+        if not words or words[2] not in FILES:
             raise Trouble(f"'{head}' in vm/mutants is no entry. Write 'name file', the file being "
-                          f"one of {', '.join(CALLS)}, and then a hunk as in a diff.")
+                          f"one of {', '.join(FILES)}, and then a hunk as in a diff.")
         self.name, self.file = words[1], words[2]
         self.equivalent = words[4] if words[3] == "equivalent" else None
         self.by = words[4] if words[3] == "by" else None
         self.suite = words[4] if words[3] == "vm" else ""
         self.only_vm = words[3] in ("by", "vm")
-        self.number = 0
+        self.number, self.place = 0, None
         self.old = [row[1:] for row in hunk if row[0] in " -"]
         self.new = [row[1:] for row in hunk if row[0] in " +"]
 
-    def stale(self, lines):
-        """What is wrong with the entry for a file of these lines, or None."""
-        count = len(self.places(lines))
-        if count == 1 and self.old != self.new:
-            return None
-        return f"{self.name}: {self.file} has these lines {count} times: {self.old[0].strip()}" \
-            if self.old != self.new else f"{self.name}: it changes nothing"
-
-    def places(self, lines):
+    def find(self, lines):
+        """Find its place in a file of these lines. Return what is wrong with it, or None."""
         size = len(self.old)
-        return [i for i in range(len(lines)) if lines[i:i + size] == self.old] if size else []
+        places = [i for i in range(len(lines)) if lines[i:i + size] == self.old] if size else []
+        if self.old == self.new:
+            return f"{self.name}: it changes nothing"
+        if len(places) != 1:
+            return f"{self.name}: {self.file} has these lines {len(places)} times: " \
+                   f"{''.join(self.old[:1]).strip()}"
+        self.place = places[0]
+        if not any(self.is_inside(where) for where in functions(lines)):
+            return f"{self.name}: these lines are not inside of one function: {self.old[0].strip()}"
+        return None
+
+    def is_inside(self, where):
+        """Is it the function there that it changes?"""
+        _, body, last = where
+        return body <= self.place and self.place + len(self.old) <= last + 1
 
     def apply(self, lines):
-        place = self.places(lines)[0]
-        return [*lines[:place], *self.new, *lines[place + len(self.old):]]
+        return [*lines[:self.place], *self.new, *lines[self.place + len(self.old):]]
 
 
 def read_list():
@@ -150,10 +133,10 @@ def read_list():
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise Trouble(f"vm/mutants has two entries named {', '.join(twice)}. Rename one.")
-    wrong = [m.stale(source(m.file)) for m in mutants]
+    wrong = [m.find(source(m.file)) for m in mutants]
     if any(wrong):
-        raise Trouble("vm/mutants is stale; each entry's lines have to be in the file once. Write "
-                      "these anew, with more lines around them if need be:\n    " +
+        raise Trouble("vm/mutants is stale; each entry's lines have to be in the file once, and "
+                      "inside of a function. Write these anew, with more lines around them if need be:\n    " +
                       "\n    ".join(w for w in wrong if w))
     for number, mutant in enumerate(mutants, 1):
         mutant.number = number
@@ -188,7 +171,7 @@ def copy_project():
         files += [p for p in (TOP / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
     for path in files:
         name = path.relative_to(TOP)
-        if str(name) not in CALLS:
+        if str(name) not in FILES:
             put(PATCH / name, path.read_text())
             shutil.copymode(path, PATCH / name)
     return {PATCH / p.relative_to(TOP) for p in files}
@@ -202,87 +185,59 @@ def arguments(call):
     return ", ".join(re.findall(r"(\w+)[,)]", call))
 
 
-def variant(file, lines, mutant):
-    """A file of its own, whose calls have the mutant's name in theirs."""
-    if file.endswith(".h"):
-        return header_variant(file, lines, mutant)
-    renamed = [f"#define {call_name(c)} {call_name(c)}_{mutant}" for c in CALLS[file]]
-    return "\n".join([*renamed, f'#line 1 "{file}"', *lines])
+def functions(lines):
+    """Where each function is: its first line, that of its {, and that of its }."""
+    first = None
+    for number, line in enumerate(lines):
+        if re.match(r"[a-z][^;]*\(", line):
+            first = number
+        elif line == "{" and first is not None:
+            yield first, number, lines.index("}", number)
+            first = None
 
 
-def header_variant(file, lines, mutant):
-    """The same for a header: it comes before all others, and what is inline is called."""
-    rows = [f'#line 1 "{file}"', *lines]
-    for call in CALLS[file]:
-        name = call_name(call)
-        rows += [call.replace(f"{name}(", f"{name}_{mutant}("), "{",
-                 f"\treturn {name}({arguments(call)});", "}"]
-    return "\n".join(rows) + "\n"
+def named(signature, name, mutant):
+    """The signature of a copy. Copies are not inlined: there would be no end of it."""
+    words = re.sub(r"\b(static|inline|noinline|__always_inline)\s", "", signature)
+    return "static noinline __maybe_unused " + words.replace(f"{name}(", f"{name}_{mutant}(", 1)
 
 
-def switched_header(file):
-    """What stands in a header's place: the header, and names that lead to the switch."""
-    *rows, end = "\n".join(source(file)).rstrip().split("\n")
-    for call in CALLS[file]:
-        name = call_name(call)
-        rows += [call.replace(f"{name}(", f"{name}_switch(") + ";",
-                 f"#ifndef HMM_SWITCH\n#define {name} {name}_switch\n#endif"]
-    return "\n".join([*rows, end]) + "\n"
+def function_switch(file, lines, where, mutants):
+    """What stands in a function's place: itself, its mutants, and the switch."""
+    first, body, last = where
+    signature = "\n".join(lines[first:body])
+    name, words, rows = call_name(signature), arguments(signature), []
+    for number, text in ((0, lines), *((m.number, m.apply(lines)) for m in mutants)):
+        end = last + len(text) - len(lines)
+        rows += [f'#line {first + 1} "{file}"', named(signature, name, number),
+                 *text[body:end + 1]]
+    return [*rows, signature.replace("__always_inline", "noinline"), "{",
+            "\tswitch (hmm_mutant) {",
+            *(f"\tcase {m.number}: return {name}_{m.number}({words});" for m in mutants),
+            f"\tdefault: return {name}_0({words});", "\t}", "}"]
 
 
-def switch(file, mutants):
-    """What stands in the file's place. Number 0 is the file without a fault."""
-    rows = ["// SPDX-License-Identifier: GPL-2.0", "#define HMM_SWITCH",
-            *(f"#include <{h}>" for h in HEADERS)]
-    suffix = "_switch" if file.endswith(".h") else ""
+def switched(file, mutants):
+    """The file with those mutants in it. Number 0 is what it is without a fault."""
+    lines, done = source(file), 0
+    rows = [f"{'' if file == 'mm/hmm.c' else 'extern '}unsigned int hmm_mutant;"]
+    for where in functions(lines):
+        mine = [m for m in mutants if m.is_inside(where)]
+        if mine:
+            rows += [f'#line {done + 1} "{file}"', *lines[done:where[0]],
+                     *function_switch(file, lines, where, mine)]
+            done = where[2] + 1
+    rows += [f'#line {done + 1} "{file}"', *lines[done:]]
     if file == "mm/hmm.c":
-        rows += ["unsigned int hmm_mutant;", "module_param_named(mutant, hmm_mutant, uint, 0644);"]
-    else:
-        rows += ["extern unsigned int hmm_mutant;"]
-    for call in CALLS[file]:
-        name, words = call_name(call), arguments(call)
-        names = ", ".join(f"{name}_{n}" for n in (0, *(m.name for m in mutants)))
-        rows += [f"typeof({name}) {names};", call.replace(f"{name}(", f"{name}{suffix}("), "{",
-                 "\tswitch (hmm_mutant) {",
-                 *(f"\tcase {m.number}: return {name}_{m.name}({words});" for m in mutants),
-                 f"\tdefault: return {name}_0({words});", "\t}", "}",
-                 f"EXPORT_SYMBOL_GPL({name}{suffix});"]
-    return "\n".join(rows) + "\n"
-
-
-def kernel_patch(base):
-    """Has mm/Makefile descend into the folder of the mutants."""
-    old = (base / "mm/Makefile").read_text().splitlines(keepends=True)
-    rows = difflib.unified_diff(old, [*old, "obj-$(CONFIG_HMM_MIRROR) += mutants/\n"],
-                                "a/mm/Makefile", "b/mm/Makefile")
-    return "".join(rows)
+        rows += ["#include <linux/moduleparam.h>", "EXPORT_SYMBOL_GPL(hmm_mutant);",
+                 "module_param_named(mutant, hmm_mutant, uint, 0644);", ""]
+    return "\n".join(rows)
 
 
 def make_project(mutants):
-    wanted, objects = copy_project(), []
-
-    def write(name, text):
-        put(PATCH / name, text)
-        wanted.add(PATCH / name)
-
-    for file in CALLS:
-        stem = Path(file).name.replace(".", "_").removesuffix("_c")
-        mine = [m for m in mutants if m.file == file]
-        variants = {f"{stem}_0": variant(file, source(file), 0)}
-        for m in mine:
-            variants[m.name] = variant(file, m.apply(source(file)), m.name)
-        for name, text in variants.items():
-            write(f"mm/mutants/{name}.c", text)
-            objects.append(f"{name}.o")
-        if file.endswith(".h"):
-            write(file, switched_header(file))
-            write(f"mm/mutants/{stem}.c", switch(file, mine))
-            objects.append(f"{stem}.o")
-        else:
-            write(file, switch(file, mine))
-    write("mm/mutants/Makefile", "ccflags-y := -w -I $(srctree)/mm\n" +
-          "".join(f"obj-y += {o}\n" for o in objects))
-    write("patches/mutants.patch", kernel_patch(BUILD / "base"))
+    wanted = copy_project() | {PATCH / file for file in FILES}
+    for file in FILES:
+        put(PATCH / file, switched(file, [m for m in mutants if m.file == file]))
     for path in PATCH.rglob("*"):
         if path.is_file() and path not in wanted:
             path.unlink()
@@ -460,7 +415,9 @@ def survivors_of(mutants, arch, run, where):
 
 def judge(mutants):
     living = survivors_of([m for m in mutants if not m.only_vm], "um", run_um, UM)
-    living = survivors_of(living + [m for m in mutants if m.only_vm], "x86_64", run_vm, VM)
+    alike = [m for m in living if m.equivalent]
+    living = [m for m in living if not m.equivalent] + [m for m in mutants if m.only_vm]
+    living = alike + survivors_of(living, "x86_64", run_vm, VM)
     for m in living:
         print(f"equivalent {m.name}: {m.equivalent}" if m.equivalent else f"SURVIVED {m.name}")
     wrong = [m.name for m in mutants if m.equivalent and m not in living]

@@ -235,6 +235,7 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.want = HMM_WRITE,
 		.unlocked = true,
 		.disturbed = true,
+		.pause_us = 5000,
 	},
 };
 
@@ -292,12 +293,16 @@ int hmm_bench_ask(struct hmm_bench *b, unsigned long first, unsigned long end)
  * @best: how long the fastest took, which was disturbed least
  * @pages: how many pages were asked for
  * @faults: how many faults this thread handled
+ * @others: how often another thread mapped and unmapped memory meanwhile
+ * @others_ns: how long that took it
  */
 struct hmm_bench_score {
 	u64 ns;
 	u64 best;
 	unsigned long pages;
 	unsigned long faults;
+	unsigned long others;
+	u64 others_ns;
 };
 
 static unsigned long hmm_bench_faults(void)
@@ -343,19 +348,18 @@ static int hmm_bench_rounds(struct hmm_bench *b, struct hmm_bench_score *score)
 }
 
 static void hmm_bench_report(struct hmm_bench *b, unsigned int turn,
-			     const struct hmm_bench_score *score, unsigned long others)
+			     const struct hmm_bench_score *score)
 {
 	kunit_info(b->test,
-		   "hmm_bench: workload=%s call=%lu side=%s turn=%u ns=%llu best=%llu pages=%lu range=%lu faults=%lu others=%lu\n",
+		   "hmm_bench: workload=%s call=%lu side=%s turn=%u ns=%llu best=%llu pages=%lu range=%lu faults=%lu others=%lu others_ns=%llu\n",
 		   b->work->name, b->call, b->side->name, turn, score->ns, score->best,
-		   score->pages, b->pages, score->faults, others);
+		   score->pages, b->pages, score->faults, score->others, score->others_ns);
 }
 
 static int hmm_bench_measure(struct hmm_bench *b, unsigned int turn)
 {
 	struct hmm_bench_score score = {};
 	struct hmm_bench_other *other;
-	unsigned long others = 0;
 	int ret;
 
 	if (!b->work->disturbed) {
@@ -365,10 +369,10 @@ static int hmm_bench_measure(struct hmm_bench *b, unsigned int turn)
 		if (!other)
 			return -ENOMEM;
 		ret = hmm_bench_rounds(b, &score);
-		others = hmm_bench_calm(other);
+		score.others = hmm_bench_calm(other, &score.others_ns);
 	}
 	if (!ret)
-		hmm_bench_report(b, turn, &score, others);
+		hmm_bench_report(b, turn, &score);
 	return ret;
 }
 

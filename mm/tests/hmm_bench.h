@@ -56,6 +56,8 @@ enum hmm_bench_sizes {
  * @due: of how many pages one is to be faulted; 0 if none is
  * @unlocked: by hmm_range_fault_unlocked_timeout()
  * @disturbed: another thread maps and unmaps memory beside the range meanwhile
+ * @pause_us: for how long it pauses after that, so that it does as much beside either
+ *	side, in microseconds; 0 if it does so all the time
  */
 struct hmm_bench_work {
 	const char *name;
@@ -73,6 +75,7 @@ struct hmm_bench_work {
 	bool half;
 	bool unlocked;
 	bool disturbed;
+	unsigned int pause_us;
 };
 
 /**
@@ -154,6 +157,6 @@ struct hmm_bench_other;
 
 int hmm_bench_run_threads(struct hmm_bench *b);
 struct hmm_bench_other *hmm_bench_disturb(struct hmm_bench *b);
-unsigned long hmm_bench_calm(struct hmm_bench_other *other);
+unsigned long hmm_bench_calm(struct hmm_bench_other *other, u64 *ns);
 
 #endif

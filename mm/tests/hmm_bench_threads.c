@@ -2,7 +2,9 @@
 /*
  * What other threads do while HMM is measured
  */
+#include <linux/delay.h>
 #include <linux/kthread.h>
+#include <linux/ktime.h>
 #include <linux/mman.h>
 #include <linux/uaccess.h>
 #include <linux/workqueue.h>
@@ -58,7 +60,9 @@ int hmm_bench_run_threads(struct hmm_bench *b)
 struct hmm_bench_other {
 	struct task_struct *task;
 	struct mm_struct *mm;
+	unsigned int pause_us;
 	unsigned long rounds;
+	u64 ns;
 };
 
 static void hmm_bench_map_beside(void)
@@ -79,12 +83,18 @@ static void hmm_bench_map_beside(void)
 static int hmm_bench_other_thread(void *data)
 {
 	struct hmm_bench_other *other = data;
+	u64 began;
 
 	kthread_use_mm(other->mm);
 	while (!kthread_should_stop()) {
+		began = ktime_get_ns();
 		hmm_bench_map_beside();
+		other->ns += ktime_get_ns() - began;
 		other->rounds++;
-		cond_resched();
+		if (other->pause_us)
+			usleep_range(other->pause_us, 2 * other->pause_us);
+		else
+			cond_resched();
 	}
 	kthread_unuse_mm(other->mm);
 	return 0;
@@ -98,6 +108,7 @@ struct hmm_bench_other *hmm_bench_disturb(struct hmm_bench *b)
 	if (!other)
 		return NULL;
 	other->mm = b->mm;
+	other->pause_us = b->work->pause_us;
 	other->task = kthread_run(hmm_bench_other_thread, other, "hmm_bench");
 	if (!IS_ERR(other->task))
 		return other;
@@ -105,13 +116,14 @@ struct hmm_bench_other *hmm_bench_disturb(struct hmm_bench *b)
 	return NULL;
 }
 
-/* Return how often the thread did its work. */
-unsigned long hmm_bench_calm(struct hmm_bench_other *other)
+/* Return how often the thread did its work, and in @ns how long that took in all. */
+unsigned long hmm_bench_calm(struct hmm_bench_other *other, u64 *ns)
 {
 	unsigned long rounds;
 
 	kthread_stop(other->task);
 	rounds = other->rounds;
+	*ns = other->ns;
 	kfree(other);
 	return rounds;
 }
