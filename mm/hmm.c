@@ -551,6 +551,19 @@ static bool hmm_may_join(const unsigned long *element)
 }
 
 /*
+ * The first block from element @i on that is worth joining, up to @last, or what is
+ * behind that. Mostly there is none. By itself this stores nothing, so that all it
+ * needs stays in registers.
+ */
+static noinline unsigned long hmm_skip_small(const unsigned long *pfns, unsigned long i,
+					     unsigned long last)
+{
+	while (i <= last && !hmm_may_join(&pfns[i]))
+		i += HMM_JOIN_PAGES;
+	return i;
+}
+
+/*
  * [@start, @end) was stored from one page table, whose lock is still held, so
  * that the folios stay what they are. What this call had stored from the table
  * before that is joined, too, as far as it belongs to the same folio.
@@ -572,13 +585,13 @@ static void hmm_join(const struct hmm_walk *w, unsigned long start, unsigned lon
 
 	misaligned = (range->start >> PAGE_SHIFT) & (HMM_JOIN_PAGES - 1);
 	last = hmm_index(range, end) - HMM_JOIN_PAGES;
-	for (i = hmm_index(range, first); i <= last; i += HMM_JOIN_PAGES) {
-		if (likely(!hmm_may_join(&range->hmm_pfns[i])))
-			continue;
+	i = hmm_skip_small(range->hmm_pfns, hmm_index(range, first), last);
+	while (i <= last) {
 		i = hmm_join_folio(range, i + HMM_JOIN_PAGES - 1, hmm_index(range, low),
 				   hmm_index(range, end)) - 1;
 		/* The rest of the last of them was just looked at, too. */
 		i = ALIGN_DOWN(i + misaligned, HMM_JOIN_PAGES) - misaligned;
+		i = hmm_skip_small(range->hmm_pfns, i + HMM_JOIN_PAGES, last);
 	}
 }
 
