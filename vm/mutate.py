@@ -196,6 +196,11 @@ def functions(lines):
             first = None
 
 
+def marker(file, number):
+    """Where what follows is from, and (3) that the compiler has to put up with how it looks."""
+    return f'# {number + 1} "{file}" 3'
+
+
 def named(signature, name, mutant):
     """The signature of a copy. Copies are not inlined: there would be no end of it."""
     words = re.sub(r"\b(static|inline|noinline|__always_inline)\s", "", signature)
@@ -209,7 +214,7 @@ def function_switch(file, lines, where, mutants):
     name, words, rows = call_name(signature), arguments(signature), []
     for number, text in ((0, lines), *((m.number, m.apply(lines)) for m in mutants)):
         end = last + len(text) - len(lines)
-        rows += [f'#line {first + 1} "{file}"', named(signature, name, number),
+        rows += [marker(file, first), named(signature, name, number),
                  *text[body:end + 1]]
     return [*rows, signature.replace("__always_inline", "noinline"), "{",
             "\tswitch (hmm_mutant) {",
@@ -224,10 +229,10 @@ def switched(file, mutants):
     for where in functions(lines):
         mine = [m for m in mutants if m.is_inside(where)]
         if mine:
-            rows += [f'#line {done + 1} "{file}"', *lines[done:where[0]],
+            rows += [marker(file, done), *lines[done:where[0]],
                      *function_switch(file, lines, where, mine)]
             done = where[2] + 1
-    rows += [f'#line {done + 1} "{file}"', *lines[done:]]
+    rows += [marker(file, done), *lines[done:]]
     if file == "mm/hmm.c":
         rows += ["#include <linux/moduleparam.h>", "EXPORT_SYMBOL_GPL(hmm_mutant);",
                  "module_param_named(mutant, hmm_mutant, uint, 0644);", ""]
