@@ -8,8 +8,8 @@ own copy of the project and of the tree.
 
 A mutant is killed when a test fails, or the kernel complains, hangs or dies. Those that live under
 User Mode Linux are put into the virtual machine's kernel, and tried there, with those that are
-listed for it alone; the suite that is named there comes first. Those that are listed as equivalent
-are not: no suite there says more of them. The exit status is 0 when just those live.
+listed for it alone; the suite that is named there comes first. The exit status is 0 when just those
+live that are listed as equivalent.
 
 MUTANTS='name pattern*' runs those alone.
 """
@@ -136,7 +136,8 @@ def read_list():
     wrong = [m.find(source(m.file)) for m in mutants]
     if any(wrong):
         raise Trouble("vm/mutants is stale; each entry's lines have to be in the file once, and "
-                      "inside of a function. Write these anew, with more lines around them if need be:\n    " +
+                      "inside of a function. Write these anew, with more lines around them if "
+                      "need be:\n    " +
                       "\n    ".join(w for w in wrong if w))
     for number, mutant in enumerate(mutants, 1):
         mutant.number = number
@@ -420,9 +421,7 @@ def survivors_of(mutants, arch, run, where):
 
 def judge(mutants):
     living = survivors_of([m for m in mutants if not m.only_vm], "um", run_um, UM)
-    alike = [m for m in living if m.equivalent]
-    living = [m for m in living if not m.equivalent] + [m for m in mutants if m.only_vm]
-    living = alike + survivors_of(living, "x86_64", run_vm, VM)
+    living = survivors_of(living + [m for m in mutants if m.only_vm], "x86_64", run_vm, VM)
     for m in living:
         print(f"equivalent {m.name}: {m.equivalent}" if m.equivalent else f"SURVIVED {m.name}")
     wrong = [m.name for m in mutants if m.equivalent and m not in living]
