@@ -17,7 +17,6 @@ import concurrent.futures
 import fnmatch
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -34,13 +33,11 @@ WORK = BUILD / "mutate"
 PATCH = WORK / "patch"          # the copy of the project
 LIST = TOP / "vm/mutants"
 UM, VM = "User Mode Linux", "the virtual machine"
-AT_ONCE = {UM: 4, VM: 2}        # on two processors: a suite waits for this and that
+AT_ONCE = {UM: 8, VM: 2}        # on two processors: most of a suite's time it waits
 
-# How many seconds a run may take: at first, and then some times what the file without a fault took.
-# The same for what hangs sooner: silence of User Mode Linux, and a suite in the virtual machine.
-SILENCE = "silence"
-LIMIT = {UM: 120, SILENCE: 60, VM: 600}
-SUITE_LIMIT = {}
+# How many seconds a run may take, and how long it may say nothing: at first, and then some times
+# what both were without a fault.
+LIMIT = {UM: (120, 60), VM: (600, 180)}
 
 
 def patience(seconds):
@@ -49,27 +46,23 @@ def patience(seconds):
 
 FILES = "mm/hmm.c", "mm/hmm_dma.c", "include/linux/hmm.h"
 
-# Each suite of the virtual machine's kernel; what failed is the output.
+# Each suite of the virtual machine's kernel, and a command; what they find is on the console.
 RUN_SUITES = """
 echo N >/sys/kernel/debug/failslab/ignore-gfp-wait
 echo {number} >/sys/module/hmm/parameters/mutant || exit 99
-{limits}
 cd /sys/kernel/debug/kunit || exit 99
 for suite in {first} $(ls -d hmm* | grep -vx "{first}"); do
-    eval limit=\\${{limit_$suite:-600}}
-    began=$(date +%s)
-    # Nobody may have to wait for the end of the output of one that hangs.
-    (echo 1 >$suite/run; : >/run/over) >/dev/console 2>&1 &
-    until [ -e /run/over ]; do
-        [ $(($(date +%s) - began)) -le $limit ] || exit 98
-        sleep 0.2
-    done
-    rm /run/over
-    echo "took $suite $(($(date +%s) - began))"
-    if grep "^ *not ok" $suite/results || ! grep -q "^ok" $suite/results; then exit 1; fi
+    echo 1 >$suite/run
+    grep -q "^ok" $suite/results || exit 1
 done
 """
-RUN_COMMAND = "echo {number} >/sys/module/hmm/parameters/mutant || exit 99\ncd /selftests; {by}\n"
+RUN_COMMAND = """
+echo {number} >/sys/module/hmm/parameters/mutant || exit 99
+cd /selftests; {by} >/dev/console 2>&1
+"""
+
+# What vm/boot's exit status says when the console says nothing.
+ENDS = {123: "the kernel complained", 124: "no end", 125: "the kernel died"}
 
 
 class Trouble(Exception):
@@ -313,83 +306,116 @@ class Runs:
 RUNS = Runs()
 
 
-def failure(line):
-    """The name of the test that this line says failed."""
-    found = re.match(r" *not ok \d+ *(?:- )?(.*)", line)
-    return found[1] if found and not re.search(r"# *(SKIP|TODO)", line, re.I) else None
+class Console:
+    """What a kernel says, read as it comes. The first of it that speaks of a fault is enough."""
+
+    def __init__(self, log):
+        self.log, self.file, self.rest = log, None, ""
+        self.test, self.verdict, self.planned, self.passed = "", None, None, 0
+        self.began = self.said = time.monotonic()
+        self.longest = 0            # of the silences
+
+    def open(self):
+        try:
+            self.file = open(self.log, encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read(self):
+        text = self.file.read() if self.file or self.open() else ""
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self.said)
+        if text:
+            self.said = now
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self.note(splats.bare(line))
+
+    def note(self, line):
+        test = re.search(r"# Subtest: (.*)", line)
+        failed = re.match(r" *not ok \d+ *(?:- )?(.*)", line)
+        plan = re.match(r"1\.\.(\d+)", line)
+        self.test = test[1] if test else self.test
+        self.planned = int(plan[1]) if plan else self.planned
+        self.passed += line.startswith("ok ")
+        if self.verdict:
+            return
+        if failed and not re.search(r"# *(SKIP|TODO)", line, re.I):
+            self.verdict = f"{self.test}, {failed[1]}"
+        elif splats.is_complaint(line):
+            self.verdict = f"{self.test}, the kernel complained"
+
+    def is_late(self, limits):
+        return time.monotonic() > min(self.began + limits[0], self.said + limits[1])
+
+
+def watch(child, console, limits):
+    """Wait for the child's end, or until it is known that there is a fault. True: it has ended."""
+    while True:
+        over = child.poll() is not None
+        console.read()
+        if console.verdict or over:
+            return over
+        if console.is_late(limits):
+            console.verdict = f"{console.test}, no end after " \
+                              f"{int(time.monotonic() - console.began)} s"
+        time.sleep(0.1)
+
+
+def start_anew(log):
+    log.unlink(missing_ok=True)
+    return Console(log)
+
+
+def set_limit(where, console):
+    LIMIT[where] = patience(console.said - console.began), patience(console.longest)
 
 
 def run_um(mutant):
-    """What kills the mutant under User Mode Linux, or None. The first failure is enough."""
-    log = WORK / "logs" / f"um.{mutant.name}.log"
-    child = RUNS.start([WORK / "um/linux", "mem=1G", "console=tty", "kunit.enable=1",
-                        "kunit_shutdown=halt", f"uml_dir={WORK}/um.run/",
-                        f"hmm.mutant={mutant.number}"],
-                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    verdict, longest, began = None, 0, time.monotonic()
-    said = began
-    planned, passed, test, rest = None, 0, "", b""
+    """What kills the mutant under User Mode Linux, or None."""
+    console = start_anew(WORK / "logs" / f"um.{mutant.name}.log")
+    with open(console.log, "wb") as out:
+        child = RUNS.start([WORK / "um/linux", "mem=1G", "console=tty", "kunit.enable=1",
+                            "kunit_shutdown=halt", f"uml_dir={WORK}/um.run/",
+                            f"hmm.mutant={mutant.number}"],
+                           stdout=out, stderr=subprocess.STDOUT)
     try:
-        with open(log, "wb") as out:
-            while verdict is None:
-                if not select.select([child.stdout], [], [], LIMIT[SILENCE])[0] or \
-                        said > began + LIMIT[UM]:
-                    verdict = f"no end after {int(time.monotonic() - began)} s"
-                    break
-                longest = max(longest, time.monotonic() - said)
-                said = time.monotonic()
-                data = os.read(child.stdout.fileno(), 65536)
-                if not data:
-                    break
-                out.write(data)
-                *lines, rest = (rest + data).split(b"\n")
-                for line in (x.decode(errors="replace").rstrip("\r") for x in lines):
-                    found = re.search(r"# Subtest: (.*)", line)
-                    test = found[1] if found else test
-                    if failure(line):
-                        verdict = verdict or f"{test}, {failure(line)}"
-                    plan = re.match(r"1\.\.(\d+)", line)
-                    planned = int(plan[1]) if plan else planned
-                    passed += line.startswith("ok ")
+        watch(child, console, LIMIT[UM])
     finally:
         RUNS.stop(child)
-    if verdict is None and splats.find(log):
-        verdict = "the kernel complained"
-    if verdict is None and passed != planned:
-        verdict = "the kernel died"
+    if not console.verdict and console.passed != console.planned:
+        console.verdict = f"{console.test}, the kernel died"
     if not mutant.number:
-        LIMIT[SILENCE], LIMIT[UM] = patience(longest), patience(said - began)
-    return verdict
+        set_limit(UM, console)
+    return console.verdict
 
 
 def run_vm(mutant):
     """The same for the virtual machine."""
-    return in_vm(mutant, RUN_COMMAND if mutant.by else RUN_SUITES)
-
-
-def in_vm(mutant, command):
-    limits = "\n".join(f"limit_{name}={limit}" for name, limit in SUITE_LIMIT.items())
-    command = command.format(number=mutant.number, by=mutant.by, first=mutant.suite,
-                             limits=limits)
     name = f"vm.{mutant.name}"
-    child = RUNS.start([PATCH / "vm/boot", "--name", name, "--timeout", str(LIMIT[VM]),
-                        "--command", command], env=environment(), text=True,
-                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, words = child.communicate()
-    RUNS.stop(child, signal.SIGTERM)
-    (WORK / "logs" / f"{name}.log").write_text(out + words)
-    if child.returncode == 99:
-        raise Trouble(f"The virtual machine's kernel has no mutants in it: {words.strip()}")
-    if not mutant.number:
-        SUITE_LIMIT.update({name: patience(int(seconds)) for name, seconds
-                            in re.findall(r"^took (\w+) (\d+)$", out, re.M)})
-        LIMIT[VM] = sum(SUITE_LIMIT.values())
-    failed = [f for f in map(failure, out.split("\n")) if f]
-    if child.returncode < 0 or child.returncode > 125:
+    console = start_anew(WORK / "logs" / f"{name}.console.log")
+    command = (RUN_COMMAND if mutant.by else RUN_SUITES).format(
+        number=mutant.number, by=mutant.by, first=mutant.suite)
+    with open(WORK / "logs" / f"{name}.log", "w+", encoding="utf-8") as out:
+        child = RUNS.start([PATCH / "vm/boot", "--name", name, "--timeout", str(LIMIT[VM][0]),
+                            "--command", command], env=environment(), stdout=out,
+                           stderr=subprocess.STDOUT)
+        try:
+            over = watch(child, console, LIMIT[VM])
+        finally:
+            RUNS.stop(child, signal.SIGTERM)
+        out.seek(0)
+        words = out.read().strip()
+    if over and child.returncode == 99:
+        raise Trouble(f"The virtual machine's kernel has no mutants in it: {words}")
+    if over and (child.returncode < 0 or child.returncode > 125):
         raise Trouble(f"Somebody ended the virtual machine of {mutant.name}. Run it again.")
-    return {0: None, 98: "no end of a suite", 123: "the kernel complained",
-            124: f"no end after {LIMIT[VM]} s", 125: "the kernel died"}.get(
-                child.returncode, (failed or [mutant.by or "a suite without a result"])[0])
+    if not console.verdict and child.returncode:
+        console.verdict = f"{console.test}, {ENDS.get(child.returncode, mutant.by or 'no result')}"
+    if not mutant.number:
+        set_limit(VM, console)
+    return console.verdict
 
 
 def each(mutants, run, arch, at_once):

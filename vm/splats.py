@@ -34,13 +34,21 @@ ROWS = 60                       # of each log, at most
 AFTER = 25                      # rows that belong to a complaint
 
 
+def bare(row):
+    """The row without the time and the task."""
+    return STAMP.sub("", row.rstrip("\r"))
+
+
+def is_complaint(text):
+    return BAD.search(text) and not FINE.match(text)
+
+
 def find(path):
     """The rows of the log that show a complaint and what follows it; [] when all is well."""
     rows = Path(path).read_text(errors="replace").replace("\r", "").splitlines()
     shown, until = [], -1
     for number, row in enumerate(rows):
-        text = STAMP.sub("", row)
-        if BAD.search(text) and not FINE.match(text):
+        if is_complaint(bare(row)):
             until = number + AFTER
         if number < until and len(shown) < ROWS:
             shown.append(row)
