@@ -96,6 +96,9 @@ enum hmm_walk_end {
  */
 #define HMM_STEP_PAGES	512UL
 
+/* How many pages may have requests that differ without memory being allocated. */
+#define HMM_FEW_PAGES	16UL
+
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
 	HMM_UNLOCKED,
@@ -114,7 +117,7 @@ enum hmm_lock {
  * @request: what the caller passed in the elements of &hmm_range.hmm_pfns from
  *	@start on, if all are alike; 0 if none counts as a request
  * @requests: the same, element by element, if they differ; else NULL
- * @room: memory for @requests, NULL before there is any need of it
+ * @room: memory for @requests, NULL if none was needed yet
  * @cursor: address of the first page without an output
  * @vma: the VMA at the cursor, or NULL where there is none
  * @end: where that VMA or that gap ends, or @stop if that is before
@@ -176,7 +179,7 @@ static unsigned long hmm_step_end(const struct hmm_range *range, unsigned long s
  * page.
  */
 static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range,
-					  unsigned long step)
+					  unsigned long step, unsigned long *room)
 {
 	*w = (struct hmm_walk) {
 		.range		= range,
@@ -186,7 +189,7 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 		.mm		= range->notifier->mm,
 		.request	= 0,
 		.requests	= NULL,
-		.room		= NULL,
+		.room		= room,
 		.cursor		= range->start,
 		.vma		= NULL,
 		.end		= range->start,
@@ -381,6 +384,12 @@ static bool hmm_pte_is_normal(const struct vm_area_struct *vma, pte_t pte)
 	if (!IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL) && vma->vm_flags & VM_MIXEDMAP)
 		return false;
 	return !pte_special(pte) && pte_pfn(pte) <= highest_memmap_pfn;
+}
+
+/* Does the output come from the pfn and the right to write alone? */
+static bool hmm_pte_is_plain(const struct vm_area_struct *vma, pte_t pte)
+{
+	return pte_present(pte) && !pte_protnone(pte) && hmm_pte_is_normal(vma, pte);
 }
 
 static __always_inline unsigned long hmm_out_pte(const struct hmm_walk *w,
@@ -640,7 +649,7 @@ static void hmm_learn_kind(const struct hmm_walk *w, struct hmm_kind *kind, pte_
 	/* 32 bits may be too few, or divided in two: not all is one number. */
 	if (!IS_ENABLED(CONFIG_64BIT))
 		return;
-	if (!pte_present(pte) || pte_protnone(pte) || !hmm_pte_is_normal(w->vma, pte))
+	if (!hmm_pte_is_plain(w->vma, pte))
 		return;
 	if (!hmm_meets_all(w->range, out))
 		return;
@@ -802,6 +811,36 @@ static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
 	return 0;
 }
 
+/*
+ * Store the output of a page that is all there is to fill, without a page table
+ * lock: it takes as long as the rest of the walk. The lock keeps folios and device
+ * memory as they are while they are looked at, but the output of a normal page
+ * comes from its entry alone. Should that change, before or after the lock would
+ * have been released, it is for the notifier to tell. Returns false if there is
+ * more to it, or a need.
+ */
+static bool hmm_read_lockless(struct hmm_walk *w, pmd_t *pmdp, unsigned long addr)
+{
+	unsigned long *element = hmm_element(w->range, addr);
+	pte_t *ptep = pte_offset_map(pmdp, addr);
+	unsigned long out;
+	pte_t pte;
+
+	if (!ptep)
+		return false;
+	pte = ptep_get_lockless(ptep);
+	pte_unmap(ptep);
+
+	if (!hmm_pte_is_plain(w->vma, pte))
+		return false;
+	out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
+	if (hmm_need(hmm_request(w->range, *element), out))
+		return false;
+	hmm_store_page(element, out);
+	w->cursor = addr + PAGE_SIZE;
+	return true;
+}
+
 static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 			 unsigned long end)
 {
@@ -809,6 +848,8 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	pte_t *ptep;
 	int ret;
 
+	if (end - w->start == PAGE_SIZE && hmm_read_lockless(w, pmdp, start))
+		return 0;
 	ptep = pte_offset_map_lock(w->mm, pmdp, start, &ptl);
 	if (!ptep)
 		return HMM_WALK_AGAIN;
@@ -1029,11 +1070,8 @@ static bool hmm_walk_table(struct hmm_walk *w, unsigned long end, int *ret)
 
 	if (!hmm_find_pmd(w->mm, w->cursor, &pmdp))
 		return false;
-	do {
-		cond_resched();
-		*ret = pmdp ? hmm_walk_pmd(w, pmdp, w->cursor, end) :
-			      hmm_resolve_pages(w, w->cursor, end, 0);
-	} while (*ret == HMM_WALK_AGAIN);
+	*ret = pmdp ? hmm_walk_pmd(w, pmdp, w->cursor, end) :
+		      hmm_resolve_pages(w, w->cursor, end, 0);
 	return true;
 }
 
@@ -1270,12 +1308,15 @@ static int hmm_fill(struct hmm_walk *w)
 	struct hmm_range *range = w->range;
 	int ret;
 
-	while (w->cursor < w->stop) {
+	for (;;) {
 		ret = hmm_lock(w) ?: hmm_walk(w);
 		if (ret == HMM_WALK_FAULT)
 			ret = hmm_fault_run(w);
-		if (ret)
+		if (ret && ret != HMM_WALK_AGAIN)
 			return ret;
+		if (w->cursor == w->stop)
+			break;
+		cond_resched();
 	}
 	if (mmu_interval_check_retry(range->notifier, range->notifier_seq))
 		return HMM_WALK_STALE;
@@ -1327,7 +1368,7 @@ int hmm_range_fault(struct hmm_range *range)
 	if (ret)
 		return ret;
 
-	hmm_walk_init(&w, range, 0);
+	hmm_walk_init(&w, range, 0, NULL);
 	w.lock = HMM_MMAP_LOCKED;
 	mmap_assert_locked(w.mm);
 
@@ -1471,14 +1512,17 @@ static bool hmm_next_step(struct hmm_walk *w)
 static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 			  const struct hmm_commit_ops *ops)
 {
+	unsigned long few[HMM_FEW_PAGES] __uninitialized;
 	struct hmm_walk w __uninitialized;
+	bool is_short;
 	int ret;
 
 	ret = hmm_check(range);
 	if (ret)
 		return ret;
 
-	hmm_walk_init(&w, range, ops ? HMM_STEP_PAGES : 0);
+	is_short = hmm_index(range, range->end) <= HMM_FEW_PAGES;
+	hmm_walk_init(&w, range, ops ? HMM_STEP_PAGES : 0, is_short ? few : NULL);
 	w.may_unlock = true;
 	if (!mmget_not_zero(w.mm))
 		return -EFAULT;
@@ -1487,7 +1531,7 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 	} while (!ret && hmm_next_step(&w));
 
 	/* Mostly there is none, and kvfree() takes its time to find that out. */
-	if (w.room)
+	if (w.room && w.room != few)
 		kvfree(w.room);
 	/*
 	 * If this is the last user, tearing down the address space calls the

@@ -571,40 +571,49 @@ static bool hmm_allocation_failed(void)
 #endif
 }
 
+/* Ask to write to pages that are there, and all alike but perhaps the last. */
+static void hmm_ask_to_write(struct hmm_fixture *t, unsigned long npages, unsigned long last)
+{
+	hmm_touch(t, 0, npages, true);
+	hmm_ask(t, 0, npages);
+	memset_l(t->pfns, HMM_WRITE, npages);
+	t->pfns[npages - 1] = last;
+	t->range.pfn_flags_mask = HMM_WRITE;
+}
+
 /* The requests, of which the last differs, cannot be kept. */
 static void hmm_test_no_memory(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
 
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
-	hmm_touch(t, 0, 8, true);
-	hmm_ask(t, 0, 8);
-	memset_l(t->pfns, HMM_WRITE, 8);
-	t->pfns[7] = HMM_READ;
-	t->range.pfn_flags_mask = HMM_WRITE;
+	hmm_ask_to_write(t, 17, HMM_READ);
 
 	hmm_fail_next_allocation(test);
 	KUNIT_EXPECT_EQ(test, hmm_answer(t), -ENOMEM);
 	KUNIT_EXPECT_TRUE(test, hmm_allocation_failed());
 	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_WRITE);
-	KUNIT_EXPECT_EQ(test, t->pfns[7], HMM_READ);
+	KUNIT_EXPECT_EQ(test, t->pfns[16], HMM_READ);
 }
 
-/* Requests that are alike need no memory. */
+/* Requests that are alike need no memory, nor do a few that are not. */
 static void hmm_test_no_memory_needed(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
 
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
-	hmm_touch(t, 0, HMM_PAGES, true);
-	hmm_ask(t, 0, HMM_PAGES);
-	memset_l(t->pfns, HMM_WRITE, HMM_PAGES);
-	t->range.pfn_flags_mask = HMM_WRITE;
+	hmm_ask_to_write(t, HMM_PAGES, HMM_WRITE);
 
 	hmm_fail_next_allocation(test);
 	KUNIT_EXPECT_EQ(test, hmm_answer(t), 0);
 	KUNIT_EXPECT_FALSE(test, hmm_allocation_failed());
 	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
+
+	hmm_ask_to_write(t, 16, HMM_READ);
+	hmm_fail_next_allocation(test);
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), 0);
+	KUNIT_EXPECT_FALSE(test, hmm_allocation_failed());
+	hmm_expect_flags(t, 0, 16, HMM_PFN_VALID | HMM_PFN_WRITE);
 }
 
 /* Memory whose pages are faulted in one by one, and not prepared for that yet. */

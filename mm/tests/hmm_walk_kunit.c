@@ -264,19 +264,29 @@ static void hmm_case_request(struct hmm_case *c, struct hmm_case_page *p,
 	}
 }
 
-/* Six pages, three on either side of the border, all but one as they should be. */
-static const unsigned long hmm_row_places[] = {
-	HMM_BORDER - 3, HMM_BORDER, HMM_BORDER + 2
+/*
+ * Six pages, three on either side of the border, all but one as they should be; and
+ * that one alone.
+ */
+static const struct hmm_row_place {
+	unsigned long first;
+	unsigned long page;
+	unsigned long end;
+} hmm_row_places[] = {
+	{ HMM_BORDER - 3, HMM_BORDER - 3, HMM_BORDER + 3 },
+	{ HMM_BORDER - 3, HMM_BORDER, HMM_BORDER + 3 },
+	{ HMM_BORDER - 3, HMM_BORDER + 2, HMM_BORDER + 3 },
+	{ HMM_BORDER, HMM_BORDER, HMM_BORDER + 1 },
 };
 
 static void hmm_row_case(struct hmm_case *c, const struct hmm_row *row,
-			 unsigned long place, int way)
+			 const struct hmm_row_place *place, int way)
 {
 	unsigned long page;
 
 	*c = (struct hmm_case) {
-		.first = HMM_BORDER - 3,
-		.end = HMM_BORDER + 3,
+		.first = place->first,
+		.end = place->end,
 		.owner = true,
 	};
 	for (page = c->first; page < c->end; page++)
@@ -284,9 +294,9 @@ static void hmm_row_case(struct hmm_case *c, const struct hmm_row *row,
 			.entry = REF_WRITABLE,
 			.in = HMM_PFN_ERROR | (page & 1 ? HMM_STICKY : HMM_PFN_P2PDMA),
 		};
-	c->page[place].vma = row->vma;
-	c->page[place].entry = row->entry;
-	hmm_case_request(c, &c->page[place], row->request, way);
+	c->page[place->page].vma = row->vma;
+	c->page[place->page].entry = row->entry;
+	hmm_case_request(c, &c->page[place->page], row->request, way);
 }
 
 static void hmm_test_table(struct kunit *test)
@@ -301,11 +311,12 @@ static void hmm_test_table(struct kunit *test)
 			for (locked = 0; locked < 2; locked++) {
 				struct hmm_world *w = test->priv;
 
-				hmm_row_case(c, row, hmm_row_places[i], way);
+				hmm_row_case(c, row, &hmm_row_places[i], way);
 				c->locked = locked;
 				KUNIT_EXPECT_TRUE_MSG(test, hmm_try(w, c),
-						      "at page %lu, by %s, %s: %s",
-						      hmm_row_places[i], hmm_way_names[way],
+						      "at page %lu of %lu to %lu, by %s, %s: %s",
+						      hmm_row_places[i].page, c->first,
+						      c->end - 1, hmm_way_names[way],
 						      locked ? "locked" : "unlocked", w->why);
 			}
 }
