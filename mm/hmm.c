@@ -718,7 +718,7 @@ static noinline unsigned long hmm_read_kind(struct hmm_kind kind, pte_t *ptep,
 	unsigned long *element, *end = elements + npages;
 	u64 pfn;
 
-	unrolled_count(4)
+	unrolled_count(8)
 	for (element = elements; element < end; element++, ptep++) {
 		pfn = hmm_kind_pfn(&kind, ptep_get(ptep));
 		if (likely(pfn < kind.pfns))
