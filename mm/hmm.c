@@ -117,7 +117,7 @@ enum hmm_lock {
  * @request: what the caller passed in the elements of &hmm_range.hmm_pfns from
  *	@start on, if all are alike; 0 if none counts as a request
  * @requests: the same, element by element, if they differ; else NULL
- * @room: memory for @requests, NULL if none was needed yet
+ * @room: memory for @requests, or NULL as long as there is none
  * @cursor: address of the first page without an output
  * @vma: the VMA at the cursor, or NULL where there is none
  * @end: where that VMA or that gap ends, or @stop if that is before
@@ -573,8 +573,9 @@ static noinline unsigned long hmm_skip_small(const unsigned long *pfns, unsigned
 }
 
 /*
- * To look for them takes a third of the time again that reading the entries took, if
- * the pages happen to lie one behind the other.
+ * File systems and drivers map what they like; other memory has large folios only
+ * as transparent huge pages. Where there are none, not to look for them saves a
+ * third of the time, if the pages happen to lie one behind the other.
  */
 static bool hmm_may_have_large_folios(struct vm_area_struct *vma)
 {
@@ -821,8 +822,8 @@ static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
 }
 
 /*
- * Store the output of a page that is all there is to fill, without a page table
- * lock: it takes as long as the rest of the walk. The lock keeps folios and device
+ * Store the output of a page that is all there is to fill, without the page table
+ * lock, which takes nearly as long as the rest. The lock keeps folios and device
  * memory as they are while they are looked at, but the output of a normal page
  * comes from its entry alone. Should that change, before or after the lock would
  * have been released, it is for the notifier to tell. Returns false if there is
