@@ -59,7 +59,7 @@
  * Invariants:
  *
  * - Below the cursor &hmm_range.hmm_pfns holds outputs, at and above it what
- *   the caller passed in. The walk never takes an output for a request: when
+ *   the caller asked for. The walk never takes an output for a request: when
  *   it has to begin again, it puts the requests back first.
  * - Sticky bits are kept by every store.
  * - No page table lock and no hugetlb VMA lock is held across a fault.
@@ -96,8 +96,8 @@ enum hmm_walk_end {
  */
 #define HMM_STEP_PAGES	512UL
 
-/* How many pages may have requests that differ without memory being allocated. */
-#define HMM_FEW_PAGES	16UL
+/* How many pages the loops that cost most take at a time. */
+#define HMM_BLOCK	8UL
 
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
@@ -114,10 +114,8 @@ enum hmm_lock {
  * @step: how many pages a step has, unless something else ends it before; a
  *	power of two. 0 if the range is filled as a whole
  * @mm: the address space, that of the range's notifier
- * @request: what the caller passed in the elements of &hmm_range.hmm_pfns from
- *	@start on, if all are alike; 0 if none counts as a request
- * @requests: the same, element by element, if they differ; else NULL
- * @room: memory for @requests, or NULL as long as there is none
+ * @requests: what the caller asked for in the elements of &hmm_range.hmm_pfns from
+ *	@start on, as hmm_pack() keeps it; NULL if they have no say
  * @cursor: address of the first page without an output
  * @vma: the VMA at the cursor, or NULL where there is none
  * @end: where that VMA or that gap ends, or @stop if that is before
@@ -141,9 +139,7 @@ struct hmm_walk {
 	unsigned long		stop;
 	unsigned long		step;
 	struct mm_struct	*mm;
-	unsigned long		request;
-	unsigned long		*requests;
-	unsigned long		*room;
+	u16			*requests;
 	unsigned long		cursor;
 	struct vm_area_struct	*vma;
 	unsigned long		end;
@@ -179,7 +175,7 @@ static unsigned long hmm_step_end(const struct hmm_range *range, unsigned long s
  * page.
  */
 static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range,
-					  unsigned long step, unsigned long *room)
+					  unsigned long step)
 {
 	*w = (struct hmm_walk) {
 		.range		= range,
@@ -187,9 +183,7 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 		.stop		= hmm_step_end(range, range->start, step),
 		.step		= step,
 		.mm		= range->notifier->mm,
-		.request	= 0,
 		.requests	= NULL,
-		.room		= room,
 		.cursor		= range->start,
 		.vma		= NULL,
 		.end		= range->start,
@@ -239,6 +233,51 @@ static unsigned long hmm_need(unsigned long request, unsigned long out)
 	if (!(request & HMM_PFN_REQ_FAULT))
 		return 0;
 	return request & ~out & HMM_REQUESTS;
+}
+
+/*
+ * Two bits of each element of a block are all that counts as a request, whatever the
+ * mask is. They are kept with those of the first page at the top.
+ */
+#define HMM_REQUEST_SHIFT	(BITS_PER_LONG - 2)
+static_assert(HMM_REQUESTS == 3UL << HMM_REQUEST_SHIFT);
+
+static __always_inline u16 hmm_pack(const unsigned long *elements, unsigned long npages)
+{
+	unsigned long i, bits = 0;
+
+	unrolled_full
+	for (i = 0; i < npages; i++)
+		bits = bits * 4 + (elements[i] >> HMM_REQUEST_SHIFT);
+	return bits << (HMM_BLOCK - npages) * 2;
+}
+
+static unsigned long hmm_unpack(unsigned long bits, unsigned long i)
+{
+	return bits >> (HMM_BLOCK - 1 - i) * 2 << HMM_REQUEST_SHIFT;
+}
+
+/* Keep the requests of the step, for its outputs take their place. */
+static void hmm_save_requests(struct hmm_walk *w)
+{
+	unsigned long left = (w->stop - w->start) >> PAGE_SHIFT;
+	unsigned long *element = hmm_element(w->range, w->start);
+	u16 *block = w->requests;
+
+	if (!block)
+		return;
+	for (; left >= HMM_BLOCK; left -= HMM_BLOCK, element += HMM_BLOCK)
+		*block++ = hmm_pack(element, HMM_BLOCK);
+	if (left)
+		*block = hmm_pack(element, left);
+}
+
+/* What the element at @i pages from the start of the step asked for. */
+static unsigned long hmm_saved_request(const struct hmm_walk *w, unsigned long i)
+{
+	if (!w->requests)
+		return 0;
+	return hmm_unpack(w->requests[i / HMM_BLOCK], i % HMM_BLOCK);
 }
 
 /* The first page of [@start, @end) whose request @out does not meet, or @end. */
@@ -298,13 +337,9 @@ static void hmm_rewind(struct hmm_walk *w)
 {
 	unsigned long i, npages = (w->cursor - w->start) >> PAGE_SHIFT;
 	unsigned long *pfns = hmm_element(w->range, w->start);
-	unsigned long request = w->request;
 
-	for (i = 0; i < npages; i++) {
-		if (w->requests)
-			request = w->requests[i];
-		hmm_store_page(&pfns[i], request & ~HMM_STICKY);
-	}
+	for (i = 0; i < npages; i++)
+		hmm_store_page(&pfns[i], hmm_saved_request(w, i));
 	w->cursor = w->start;
 	w->need_mmap_lock = false;
 }
@@ -1378,7 +1413,7 @@ int hmm_range_fault(struct hmm_range *range)
 	if (ret)
 		return ret;
 
-	hmm_walk_init(&w, range, 0, NULL);
+	hmm_walk_init(&w, range, 0);
 	w.lock = HMM_MMAP_LOCKED;
 	mmap_assert_locked(w.mm);
 
@@ -1389,50 +1424,22 @@ int hmm_range_fault(struct hmm_range *range)
 }
 EXPORT_SYMBOL(hmm_range_fault);
 
-static bool hmm_are_alike(const unsigned long *pfns, unsigned long npages)
-{
-	unsigned long i;
-
-	unrolled_count(8)
-	for (i = 1; i < npages; i++) {
-		if (pfns[i] != pfns[0])
-			return false;
-	}
-	return true;
-}
-
-static unsigned long *hmm_make_room(const struct hmm_walk *w)
+/*
+ * Have room for the requests of what is filled at a time, if elements have a say:
+ * @few is for a step. That is all that most calls need.
+ */
+static int hmm_make_room(struct hmm_walk *w, u16 *few)
 {
 	unsigned long npages = hmm_index(w->range, w->range->end);
 
-	if (w->step)
-		npages = min(npages, HMM_STEP_PAGES);
-	return kvmalloc_array(npages, sizeof(*w->room), GFP_KERNEL | __GFP_NOWARN);
-}
-
-/*
- * Keep the requests of the step, for its outputs take their place. Callers mostly
- * ask the same of each page, and that needs no memory.
- */
-static int hmm_save_requests(struct hmm_walk *w)
-{
-	unsigned long npages = (w->stop - w->start) >> PAGE_SHIFT;
-	const unsigned long *pfns = hmm_element(w->range, w->start);
-
 	if (!hmm_has_page_requests(w->range))
 		return 0;
-
-	w->request = pfns[0];
-	w->requests = NULL;
-	if (hmm_are_alike(pfns, npages))
+	w->requests = few;
+	if (w->step || npages <= HMM_STEP_PAGES)
 		return 0;
-
-	if (!w->room)
-		w->room = hmm_make_room(w);
-	if (!w->room)
-		return -ENOMEM;
-	w->requests = memcpy(w->room, pfns, npages * sizeof(*pfns));
-	return 0;
+	w->requests = kvmalloc_array(DIV_ROUND_UP(npages, HMM_BLOCK), sizeof(*few),
+				     GFP_KERNEL | __GFP_NOWARN);
+	return w->requests ? 0 : -ENOMEM;
 }
 
 /* Fill the step once. No lock is held on entry, nor on return. */
@@ -1522,27 +1529,31 @@ static bool hmm_next_step(struct hmm_walk *w)
 static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 			  const struct hmm_commit_ops *ops)
 {
-	unsigned long few[HMM_FEW_PAGES] __uninitialized;
+	u16 few[HMM_STEP_PAGES / HMM_BLOCK] __uninitialized;
 	struct hmm_walk w __uninitialized;
-	bool is_short;
 	int ret;
 
 	ret = hmm_check(range);
 	if (ret)
 		return ret;
 
-	is_short = hmm_index(range, range->end) <= HMM_FEW_PAGES;
-	hmm_walk_init(&w, range, ops ? HMM_STEP_PAGES : 0, is_short ? few : NULL);
+	hmm_walk_init(&w, range, ops ? HMM_STEP_PAGES : 0);
 	w.may_unlock = true;
 	if (!mmget_not_zero(w.mm))
 		return -EFAULT;
+	ret = hmm_make_room(&w, few);
+	if (ret)
+		goto put_mm;
+
 	do {
-		ret = hmm_save_requests(&w) ?: hmm_fill_retry(&w, timeout, ops);
+		hmm_save_requests(&w);
+		ret = hmm_fill_retry(&w, timeout, ops);
 	} while (!ret && hmm_next_step(&w));
 
 	/* Mostly there is none, and kvfree() takes its time to find that out. */
-	if (w.room && w.room != few)
-		kvfree(w.room);
+	if (w.requests && w.requests != few)
+		kvfree(w.requests);
+put_mm:
 	/*
 	 * If this is the last user, tearing down the address space calls the
 	 * notifier, which may wait for the very work that this is called from.
@@ -1575,8 +1586,8 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
  *	of the notifier's mm nor the lock that its invalidate callback takes.
  * Return: As hmm_range_fault(), with these differences:
  * * -EFAULT - also when the process is gone or was reaped by the OOM killer
- * * -ENOMEM - also when there is no memory to keep requests in that differ from
- *   page to page
+ * * -ENOMEM - also when there is no memory to keep the requests of a range of
+ *   more than 512 pages in, whose elements have a say in them
  * * -EBUSY - the range was invalidated for longer than @timeout
  * * -EINTR - the calling task has a fatal signal pending
  */
@@ -1611,7 +1622,8 @@ EXPORT_SYMBOL(hmm_range_fault_unlocked_timeout);
  * * 0 - all steps were committed
  * * -EBUSY - a step was invalidated for longer than @timeout
  * * what &hmm_commit_ops.commit returned, if that was not 0
- * * for other errors, see hmm_range_fault_unlocked_timeout()
+ * * for other errors, see hmm_range_fault_unlocked_timeout(); there is always room
+ *   for the requests of a step
  *
  * After an error, the steps that were committed stay so. What hmm_pfns holds
  * for the others means nothing but its sticky bits.

@@ -142,6 +142,64 @@ static void hmm_test_restart_keeps_like_requests(struct kunit *test)
 	}
 }
 
+/* All that an element can ask for, and what is no request. */
+static const unsigned long hmm_wishes[] = {
+	HMM_READ, 0, HMM_WRITE, HMM_PFN_REQ_WRITE, HMM_WRITE, HMM_READ, HMM_READ,
+};
+
+/* The last page's first fault takes all others away. */
+static vm_fault_t hmm_handle_as_wished(struct hmm_fixture *t, struct vm_fault *vmf,
+				       unsigned long page)
+{
+	const unsigned long *last = t->private;
+	unsigned long wish = hmm_wishes[page % ARRAY_SIZE(hmm_wishes)];
+
+	if (page == *last && page && t->faults[page] == 1)
+		hmm_zap(t, 0, page);
+	if (page != *last)
+		KUNIT_EXPECT_EQ(t->test, !!(vmf->flags & FAULT_FLAG_WRITE),
+				wish == HMM_WRITE);
+	return hmm_handler_map(vmf);
+}
+
+/* How many faults a page takes that asks for @wish, with all others taken away once. */
+static unsigned int hmm_faults_of_wish(const struct hmm_fixture *t, unsigned long wish)
+{
+	if (!(wish & HMM_PFN_REQ_FAULT))
+		return 0;
+	return t->call->locked ? 1 : 2;
+}
+
+/*
+ * Requests are kept in little room. However many there are, the walk that begins
+ * again asks of each page what the first did.
+ */
+static void hmm_test_restart_keeps_each_request(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long i, n, last, wish;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_as_wished;
+	t->private = &last;
+	for (n = 1; n <= 40; n++) {
+		hmm_zap(t, 0, HMM_PAGES);
+		memset(t->faults, 0, sizeof(t->faults));
+		last = n - 1;
+		hmm_ask(t, 0, n);
+		for (i = 0; i < n; i++)
+			t->pfns[i] = hmm_wishes[i % ARRAY_SIZE(hmm_wishes)];
+		t->pfns[last] = HMM_READ;
+		t->range.pfn_flags_mask = HMM_WRITE;
+		KUNIT_ASSERT_EQ(test, hmm_answer(t), t->call->locked && last ? -EBUSY : 0);
+		for (i = 0; i < last; i++) {
+			wish = hmm_wishes[i % ARRAY_SIZE(hmm_wishes)];
+			KUNIT_ASSERT_EQ(test, t->faults[i], hmm_faults_of_wish(t, wish));
+		}
+		KUNIT_ASSERT_EQ(test, t->faults[last], 1);
+	}
+}
+
 /* Every first fault of a page waits without the lock, as userfaultfd does. */
 static vm_fault_t hmm_handle_unlock(struct hmm_fixture *t, struct vm_fault *vmf,
 				    unsigned long page)
@@ -571,49 +629,57 @@ static bool hmm_allocation_failed(void)
 #endif
 }
 
-/* Ask to write to pages that are there, and all alike but perhaps the last. */
-static void hmm_ask_to_write(struct hmm_fixture *t, unsigned long npages, unsigned long last)
+/* Ask to write to pages that are there, and to read every other. */
+static void hmm_ask_mixed(struct hmm_fixture *t, unsigned long npages)
 {
+	unsigned long i;
+
 	hmm_touch(t, 0, npages, true);
 	hmm_ask(t, 0, npages);
-	memset_l(t->pfns, HMM_WRITE, npages);
-	t->pfns[npages - 1] = last;
+	for (i = 0; i < npages; i++)
+		t->pfns[i] = i & 1 ? HMM_READ : HMM_WRITE;
 	t->range.pfn_flags_mask = HMM_WRITE;
 }
 
-/* The requests, of which the last differs, cannot be kept. */
+/* The requests cannot be kept. Who keeps but those of a step has room for them. */
 static void hmm_test_no_memory(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
+	bool steps = t->call == &hmm_calls[HMM_CALL_EACH];
 
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
-	hmm_ask_to_write(t, 17, HMM_READ);
+	hmm_ask_mixed(t, 513);
 
 	hmm_fail_next_allocation(test);
-	KUNIT_EXPECT_EQ(test, hmm_answer(t), -ENOMEM);
-	KUNIT_EXPECT_TRUE(test, hmm_allocation_failed());
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), steps ? 0 : -ENOMEM);
+	KUNIT_EXPECT_EQ(test, hmm_allocation_failed(), !steps);
+	if (steps) {
+		hmm_expect_flags(t, 0, 513, HMM_PFN_VALID | HMM_PFN_WRITE);
+		return;
+	}
 	KUNIT_EXPECT_EQ(test, t->pfns[0], HMM_WRITE);
-	KUNIT_EXPECT_EQ(test, t->pfns[16], HMM_READ);
+	KUNIT_EXPECT_EQ(test, t->pfns[511], HMM_READ);
+	KUNIT_EXPECT_EQ(test, t->pfns[512], HMM_WRITE);
 }
 
-/* Requests that are alike need no memory, nor do a few that are not. */
+/* There is room for as many as a step has, and elements may have no say. */
 static void hmm_test_no_memory_needed(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
 
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
-	hmm_ask_to_write(t, HMM_PAGES, HMM_WRITE);
+	hmm_ask_mixed(t, 512);
+	hmm_fail_next_allocation(test);
+	KUNIT_EXPECT_EQ(test, hmm_answer(t), 0);
+	KUNIT_EXPECT_FALSE(test, hmm_allocation_failed());
+	hmm_expect_flags(t, 0, 512, HMM_PFN_VALID | HMM_PFN_WRITE);
 
+	hmm_ask_mixed(t, HMM_PAGES);
+	t->range.default_flags = HMM_WRITE;
 	hmm_fail_next_allocation(test);
 	KUNIT_EXPECT_EQ(test, hmm_answer(t), 0);
 	KUNIT_EXPECT_FALSE(test, hmm_allocation_failed());
 	hmm_expect_flags(t, 0, HMM_PAGES, HMM_PFN_VALID | HMM_PFN_WRITE);
-
-	hmm_ask_to_write(t, 16, HMM_READ);
-	hmm_fail_next_allocation(test);
-	KUNIT_EXPECT_EQ(test, hmm_answer(t), 0);
-	KUNIT_EXPECT_FALSE(test, hmm_allocation_failed());
-	hmm_expect_flags(t, 0, 16, HMM_PFN_VALID | HMM_PFN_WRITE);
 }
 
 /* Memory whose pages are faulted in one by one, and not prepared for that yet. */
@@ -871,6 +937,7 @@ static struct kunit_case hmm_retry_cases[] = {
 	HMM_CASE(stale_sequence),
 	HMM_CASE(restart_keeps_requests),
 	HMM_CASE(restart_keeps_like_requests),
+	HMM_CASE(restart_keeps_each_request),
 	HMM_CASE(dropped_lock),
 	HMM_CASE(repeated_invalidation),
 	HMM_CASE(random_restarts),
