@@ -742,29 +742,64 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 	}
 }
 
+/* Has an element of the block a sticky bit? */
+static __always_inline bool hmm_any_sticky(const unsigned long *elements)
+{
+	unsigned long i, any = 0;
+
+	unrolled_full
+	for (i = 0; i < HMM_BLOCK; i++)
+		any |= elements[i];
+	return any & HMM_STICKY;
+}
+
+/* A part of what hmm_read_kind() does. Unless @sticky, no element has such bits. */
+static __always_inline unsigned long hmm_read_part(const struct hmm_kind *kind,
+						   pte_t *ptep, unsigned long *elements,
+						   unsigned long npages, bool sticky)
+{
+	unsigned long i, out;
+	u64 pfn;
+
+	unrolled_count(8)
+	for (i = 0; i < npages; i++) {
+		pfn = hmm_kind_pfn(kind, ptep_get(ptep + i));
+		if (likely(pfn < kind->pfns))
+			out = kind->out | pfn;
+		else if (kind->holes && pte_none(ptep_get(ptep + i)))
+			out = 0;
+		else
+			break;
+		if (sticky)
+			hmm_store_page(&elements[i], out);
+		else
+			elements[i] = out;
+	}
+	return i;
+}
+
 /*
  * Store the outputs of entries that are of one kind, and of holes between them.
  * Returns how many those are. By itself it has a register for all that it needs,
- * where it costs most.
+ * where it costs most: elements mostly have no sticky bits, and to look at eight
+ * at once costs less than to keep what each has.
  */
 static noinline unsigned long hmm_read_kind(struct hmm_kind kind, pte_t *ptep,
 					    unsigned long *elements,
 					    unsigned long npages)
 {
-	unsigned long *element, *end = elements + npages;
-	u64 pfn;
+	unsigned long n, want, left;
 
-	unrolled_count(8)
-	for (element = elements; element < end; element++, ptep++) {
-		pfn = hmm_kind_pfn(&kind, ptep_get(ptep));
-		if (likely(pfn < kind.pfns))
-			hmm_store_page(element, kind.out | pfn);
-		else if (kind.holes && pte_none(ptep_get(ptep)))
-			hmm_store_page(element, 0);
+	for (left = npages; left; left -= n, ptep += n, elements += n) {
+		want = min(left, HMM_BLOCK);
+		if (want == HMM_BLOCK && !hmm_any_sticky(elements))
+			n = hmm_read_part(&kind, ptep, elements, HMM_BLOCK, false);
 		else
-			break;
+			n = hmm_read_part(&kind, ptep, elements, want, true);
+		if (n < want)
+			return npages - left + n;
 	}
-	return element - elements;
+	return npages;
 }
 
 /* The same for entries that do not differ at all, as of holes or the zero page. */

@@ -517,6 +517,25 @@ static void hmm_test_sticky_bits(struct kunit *test)
 	}
 }
 
+/* A sticky bit that none of its neighbours has, wherever it is. */
+static void hmm_test_sticky_bits_alone(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long i, at;
+
+	hmm_map_anon(t, PROT_READ | PROT_WRITE);
+	hmm_touch(t, 0, 30, true);
+	for (at = 0; at < 30; at++) {
+		hmm_ask(t, 0, 30);
+		memset_l(t->pfns, HMM_PFN_ERROR, 30);
+		t->pfns[at] |= HMM_PFN_P2PDMA_BUS;
+		KUNIT_ASSERT_EQ(test, hmm_answer(t), 0);
+		for (i = 0; i < 30; i++)
+			KUNIT_ASSERT_EQ(test, hmm_flags(t, i), HMM_PFN_VALID | HMM_PFN_WRITE |
+					(i == at ? HMM_PFN_P2PDMA_BUS : 0));
+	}
+}
+
 /* Pages before 600 get what they need, and those from there on cannot. */
 static void hmm_expect_error_at_600(struct hmm_fixture *t, unsigned long request, int err)
 {
@@ -575,6 +594,7 @@ static struct kunit_case hmm_test_cases[] = {
 	HMM_CASE(arguments),
 	KUNIT_CASE(hmm_test_no_notifier),
 	HMM_CASE(sticky_bits),
+	HMM_CASE(sticky_bits_alone),
 	HMM_CASE(sticky_bits_on_error),
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 	HMM_CASE(huge_request_inside),
