@@ -725,13 +725,19 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 {
 	unsigned long npages = min((end - w->addr) >> PAGE_SHIFT, BITS_PER_LONG);
 	unsigned long *elements = hmm_element(w->range, w->addr);
+	unsigned long say = w->range->pfn_flags_mask & HMM_REQUESTS;
+	pte_t pte, first = ptep_get(ptep);
 	unsigned long i, out, need;
-	pte_t pte;
 
 	if (npages == 1 || !hmm_faults_singly(w->vma))
 		return;
 	for (i = 1; i < npages; i++) {
 		pte = ptep_get(ptep + i);
+		/* Entries that repeat are empty, or of the zero page. */
+		if (pte_same(pte, first) && !((elements[i] ^ elements[0]) & say)) {
+			w->run |= BIT(i);
+			continue;
+		}
 		out = hmm_out_pte(w, w->addr + (i << PAGE_SHIFT), pte);
 		need = hmm_need(hmm_request(w->range, elements[i]), out);
 		if (!need)
