@@ -23,6 +23,10 @@ static unsigned int turns = 7;
 module_param(turns, uint, 0644);
 MODULE_PARM_DESC(turns, "How often each side is measured");
 
+static unsigned int fault_turns = 41;
+module_param(fault_turns, uint, 0644);
+MODULE_PARM_DESC(fault_turns, "The same for faults, whose time varies much more");
+
 static unsigned long pages = 16384;
 module_param(pages, ulong, 0644);
 MODULE_PARM_DESC(pages, "Pages of a range that is looked up");
@@ -421,13 +425,19 @@ static bool hmm_bench_takes_part(const struct hmm_bench *b, unsigned int side)
 	       b->pages <= peer_wait_pages;
 }
 
+/* How often each side is measured, not counting the check. */
+static unsigned int hmm_bench_turns(const struct hmm_bench_work *work)
+{
+	return work->reset && work->sizes != HMM_BENCH_GROWING ? fault_turns : turns;
+}
+
 /* The sides take turns, so that what disturbs for a while disturbs both. */
 static int hmm_bench_compare(struct hmm_bench *b)
 {
-	unsigned int turn, side;
+	unsigned int turn, side, last = hmm_bench_turns(b->work);
 	int ret;
 
-	for (turn = 0; turn <= turns; turn++) {
+	for (turn = 0; turn <= last; turn++) {
 		for (side = 0; side < ARRAY_SIZE(hmm_bench_sides); side++) {
 			if (!hmm_bench_takes_part(b, side))
 				continue;
