@@ -733,7 +733,10 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 		return;
 	for (i = 1; i < npages; i++) {
 		pte = ptep_get(ptep + i);
-		/* Entries that repeat are empty, or of the zero page. */
+		/*
+		 * Entries that repeat are empty, or of one small page: the zero page, or
+		 * one that KSM merged, in swap perhaps. Each takes a fault of its own.
+		 */
 		if (pte_same(pte, first) && !((elements[i] ^ elements[0]) & say)) {
 			w->run |= BIT(i);
 			continue;
