@@ -7487,7 +7487,11 @@ FIXTURE_SETUP(folios)
 	ASSERT_NE(NULL, self->pfns);
 	self->map = test_mmap(b, self->npages);
 	cpu_writes(self->map, self->npages, CPU);
-	/* A huge page that is not all alike has PTEs, and keeps them. */
+	/*
+	 * A huge page that is not all alike has PTEs, and keeps them as long as
+	 * khugepaged, which each change of the settings wakes, lets it.
+	 */
+	test_madvise(self->map, self->npages, MADV_NOHUGEPAGE);
 	for (size_t i = 0; i < self->npages; i += self->nr) {
 		test_mprotect(at(self->map, i), 1, PROT_READ);
 		test_mprotect(at(self->map, i), 1, PROT_READ | PROT_WRITE);
@@ -7533,6 +7537,7 @@ TEST_F(folios, whole)
 /* One fault brings all that a folio has. */
 TEST_F(folios, untouched)
 {
+	test_madvise(self->map, self->npages, MADV_HUGEPAGE);
 	test_madvise(self->map, self->npages, MADV_DONTNEED);
 	test_folios_fault(0, self->npages, REQ_WRITE);
 	EXPECT_EQ(self->npages / self->nr, self->faults);
