@@ -549,7 +549,7 @@ static void hmm_set_orders(const struct hmm_range *range, unsigned long first,
 	for (; first < end; first += 1UL << order) {
 		where = ((range->start >> PAGE_SHIFT) + first) |
 			(pfns[first] & ~HMM_PFN_FLAGS);
-		order = min(__ffs(where), __fls(end - first));
+		order = umin(__ffs(where), __fls(end - first));
 		out = order < HMM_JOIN_ORDER ? 0 : order << HMM_PFN_ORDER_SHIFT;
 		for (i = first; i < first + (1UL << order); i++)
 			pfns[i] = (pfns[i] & ~HMM_ORDERS) | out;
@@ -667,7 +667,7 @@ static void hmm_join(const struct hmm_walk *w, unsigned long start, unsigned lon
  * pfn if it has those very bits. If it has not, some bit above the pfn is set,
  * and the number is larger than @pfns. So two instructions and a comparison say
  * what hmm_out_pte() would: that depends on the bits and on that the pfn is below
- * @pfns.
+ * @pfns. A pfn that is kept in two places is none of these, see hmm_whole_pfns().
  */
 struct hmm_kind {
 	u64 bits;
@@ -676,9 +676,29 @@ struct hmm_kind {
 	bool holes;
 };
 
+/* Where entries keep the pfn. arm64 has no name for it: it keeps some in two places. */
+#ifdef PFN_PTE_SHIFT
+#define HMM_PTE_SHIFT	PFN_PTE_SHIFT
+#else
+#define HMM_PTE_SHIFT	PAGE_SHIFT
+#endif
+
 static u64 hmm_kind_pfn(const struct hmm_kind *kind, pte_t pte)
 {
-	return ror64(pte_val(pte) - kind->bits, PFN_PTE_SHIFT);
+	return ror64(pte_val(pte) - kind->bits, HMM_PTE_SHIFT);
+}
+
+/*
+ * How many pfns there are that an entry keeps in one place. With 52 bits of
+ * address, arm64 has the uppermost of them below the others, and where they would
+ * be has the right to write.
+ */
+static unsigned long hmm_whole_pfns(void)
+{
+	unsigned long pfn = GENMASK(__fls(highest_memmap_pfn), 0);
+	u64 kept = pte_val(pfn_pte(pfn, __pgprot(0))) >> HMM_PTE_SHIFT;
+
+	return min(highest_memmap_pfn + 1, BIT(ffz(kept)));
 }
 
 /* Can an element ask for more than @out has? */
@@ -691,6 +711,8 @@ static bool hmm_meets_all(const struct hmm_range *range, unsigned long out)
 static void hmm_learn_kind(const struct hmm_walk *w, struct hmm_kind *kind, pte_t pte,
 			   unsigned long out)
 {
+	unsigned long pfns;
+
 	/* 32 bits may be too few, or divided in two: not all is one number. */
 	if (!IS_ENABLED(CONFIG_64BIT))
 		return;
@@ -698,9 +720,12 @@ static void hmm_learn_kind(const struct hmm_walk *w, struct hmm_kind *kind, pte_
 		return;
 	if (!hmm_meets_all(w->range, out))
 		return;
-	kind->bits = pte_val(pte) - ((u64)pte_pfn(pte) << PFN_PTE_SHIFT);
+	pfns = hmm_whole_pfns();
+	if (pte_pfn(pte) >= pfns)
+		return;
+	kind->bits = pte_val(pte) - ((u64)pte_pfn(pte) << HMM_PTE_SHIFT);
 	kind->out = out & HMM_PFN_FLAGS;
-	kind->pfns = highest_memmap_pfn + 1;
+	kind->pfns = pfns;
 	kind->holes = hmm_meets_all(w->range, 0);
 }
 
