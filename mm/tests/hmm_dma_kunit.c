@@ -109,15 +109,15 @@ static void hmm_dma_check(struct hmm_dma_fixture *t, bool right, const char *wro
 		t->wrong = wrong;
 }
 
-/* What the device reaches, as whoever translates for it knows */
+/* What the device reaches, as whoever translates for it knows, if anybody does */
 
 static void *hmm_dma_reach(phys_addr_t phys, bool mmio)
 {
 	return xa_mk_value((PHYS_PFN(phys) << 1) | mmio);
 }
 
-static void hmm_dma_connect(struct hmm_dma_fixture *t, dma_addr_t addr,
-			    phys_addr_t phys, size_t size, bool mmio)
+static __maybe_unused void hmm_dma_connect(struct hmm_dma_fixture *t, dma_addr_t addr,
+					   phys_addr_t phys, size_t size, bool mmio)
 {
 	size_t at;
 
@@ -127,8 +127,8 @@ static void hmm_dma_connect(struct hmm_dma_fixture *t, dma_addr_t addr,
 			      "a page of addresses was mapped twice");
 }
 
-static void hmm_dma_disconnect(struct hmm_dma_fixture *t, dma_addr_t addr,
-			       size_t size)
+static __maybe_unused void hmm_dma_disconnect(struct hmm_dma_fixture *t, dma_addr_t addr,
+					      size_t size)
 {
 	size_t at;
 
@@ -147,7 +147,7 @@ static unsigned long hmm_dma_connected(struct hmm_dma_fixture *t)
 	return count;
 }
 
-static bool hmm_dma_fails(bool *fail)
+static __maybe_unused bool hmm_dma_fails(bool *fail)
 {
 	bool fails = *fail;
 

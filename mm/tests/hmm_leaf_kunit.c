@@ -29,13 +29,6 @@ struct hmm_slice {
 	bool all;
 };
 
-static const struct hmm_slice hmm_slices[] = {
-	{ 0, HPAGE_PMD_NR, true },
-	{ 100, 300, true },
-	{ HPAGE_PMD_NR - 1, 1, true },
-	{ -1, HPAGE_PMD_NR + 2, false },
-};
-
 struct hmm_leaf_case {
 	const struct hmm_row *row;
 	const struct hmm_slice *slice;
@@ -281,11 +274,18 @@ static void hmm_prepare_leaf(struct hmm_world *w, struct file *hugetlb)
 
 static void hmm_try_leaf_row(struct hmm_world *w, const struct hmm_row *row)
 {
+	/* powerpc knows the size of a huge page only when it has booted. */
+	const struct hmm_slice slices[] = {
+		{ 0, HPAGE_PMD_NR, true },
+		{ 100, 300, true },
+		{ HPAGE_PMD_NR - 1, 1, true },
+		{ -1, HPAGE_PMD_NR + 2, false },
+	};
 	struct hmm_leaf_case c = { .row = row };
 	int i;
 
-	for (i = 0; i < 2 * ARRAY_SIZE(hmm_slices); i++) {
-		c.slice = &hmm_slices[i / 2];
+	for (i = 0; i < 2 * ARRAY_SIZE(slices); i++) {
+		c.slice = &slices[i / 2];
 		c.locked = i & 1;
 		hmm_try_slice(w, &c);
 	}
@@ -457,6 +457,9 @@ static void hmm_test_huge_race(struct kunit *test)
 	hmm_world_change_vma(w, VM_READ | VM_WRITE);
 }
 
+#ifdef CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD
+/* A PUD that is a leaf, of no memory, in a mapping that makes such on a fault */
+
 /* Pages @page - 1 and @page of the PUD at the base, which maps pfn 0 and on. */
 static void hmm_expect_pud(struct hmm_world *w, const struct hmm_row *row, unsigned long page,
 			   bool locked)
@@ -479,9 +482,6 @@ static void hmm_expect_pud(struct hmm_world *w, const struct hmm_row *row, unsig
 			want + (want & HMM_PFN_VALID ? 1 : 0));
 	KUNIT_EXPECT_EQ(w->test, hmm_world_faults() - faults, answer == REF_FAULT);
 }
-
-#ifdef CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD
-/* A PUD that is a leaf, of no memory, in a mapping that makes such on a fault */
 
 static bool hmm_pud_possible(const struct hmm_row *row)
 {
@@ -506,7 +506,8 @@ static const void *hmm_pud_gen_params(struct kunit *test, const void *prev, char
 
 static pud_t hmm_make_pud(enum hmm_ref_entry entry)
 {
-	pud_t pud = pud_mkhuge(pfn_pud(0, entry == REF_WRITABLE ? PAGE_SHARED : PAGE_READONLY));
+	vm_flags_t flags = entry == REF_WRITABLE ? VM_READ | VM_WRITE | VM_SHARED : VM_READ;
+	pud_t pud = pud_mkhuge(pfn_pud(0, vm_get_page_prot(flags)));
 
 	if (entry == REF_EMPTY)
 		return __pud(0);

@@ -266,11 +266,11 @@ pte_t hmm_world_make_pte(struct hmm_world *w, enum hmm_ref_entry entry, pte_t pt
 	case REF_READ_ONLY:
 		return pte_wrprotect(pte);
 	case REF_SPECIAL:
-		return pte_mkspecial(pfn_pte(HMM_NO_PAGE, PAGE_READONLY));
+		return pte_mkspecial(pfn_pte(HMM_NO_PAGE, vm_get_page_prot(VM_READ)));
 	case REF_SPECIAL_PAGE:
-		return pte_mkspecial(pfn_pte(HMM_SOME_PAGE, PAGE_READONLY));
+		return pte_mkspecial(pfn_pte(HMM_SOME_PAGE, vm_get_page_prot(VM_READ)));
 	case REF_PROTNONE:
-		return pte_modify(pte, PAGE_NONE);
+		return pte_modify(pte, vm_get_page_prot(VM_NONE));
 	default:
 		return swp_entry_to_pte(hmm_make_softleaf(w, entry, pte_page(pte)));
 	}
@@ -492,9 +492,10 @@ pmd_t hmm_world_make_pmd(struct hmm_world *w, enum hmm_ref_entry entry, pmd_t pm
 	case REF_READ_ONLY:
 		return pmd_wrprotect(pmd);
 	case REF_SPECIAL:
-		return pmd_mkspecial(pmd_mkhuge(pfn_pmd(HMM_NO_PAGE, PAGE_READONLY)));
+		return pmd_mkspecial(pmd_mkhuge(pfn_pmd(HMM_NO_PAGE,
+							vm_get_page_prot(VM_READ))));
 	case REF_PROTNONE:
-		return pmd_modify(pmd, PAGE_NONE);
+		return pmd_modify(pmd, vm_get_page_prot(VM_NONE));
 	default:
 		return swp_entry_to_pmd(hmm_make_softleaf(w, entry, pmd_page(pmd)));
 	}
