@@ -4,7 +4,8 @@
 #:   make run      build the kernel with this HMM, boot it, run its kselftests
 #:   make test     all tests: checks, KUnit (User Mode Linux and VM), kselftests;
 #:                 in the VM on a kernel that checks itself, too (see DEBUG)
-#:   make check    checkpatch, W=1, sparse and kernel-doc over the patch
+#:   make check    checkpatch, W=1, sparse and kernel-doc over the patch, and the
+#:                 compilers of other architectures, which vm/arches lists
 #:   make coverage   which lines and branches of mm/hmm*.c the KUnit suites run
 #:   make bench    measure this HMM and the base tree's own in one kernel: natively
 #:                 under User Mode Linux, and in instructions in the VM; a table,
