@@ -1122,6 +1122,8 @@ static int hmm_dma_test_init(struct kunit *test)
 	test->priv = t;
 	t->dev = t->way->create(t);
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, t->dev);
+	/* Where that is not a matter of course, a device is, or it gets no map. */
+	dev_set_dma_coherent(t->dev);
 	return dma_set_mask(t->dev, DMA_BIT_MASK(64));
 }
 
