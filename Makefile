@@ -12,6 +12,8 @@
 #:                 and what it misses of its aims. ENGINES='um vm', TURNS=n
 #:   make mutate   put each fault that vm/mutants lists into a kernel, and see the
 #:                 KUnit suites fail; MUTANTS='a b*' takes those alone
+#:   make arm64    the KUnit suites on arm64, with base pages of 4 and of 64 KiB;
+#:                 PAGES='4 16 64' for others
 #:   make shell    an interactive shell in the virtual machine
 #:   make vm CMD='…' [FILES='a b']
 #:                 run CMD in the virtual machine, where copies of FILES are,
@@ -33,7 +35,7 @@
 
 # Variables reach the scripts as they were given, quotes, dollars and all.
 $(foreach v,BASE BUILD CMD DEBUG DEPS ENGINES FILES JOBS MIRROR MUTANTS OVERLAY \
-	TIMEOUT TREE TURNS V, \
+	PAGES TIMEOUT TREE TURNS V, \
 	$(if $(filter-out undefined,$(origin $v)), \
 		$(eval override export $v := $$(value $v))))
 
@@ -46,10 +48,10 @@ endif
 $(STATUS): vm/status.c
 	@vm/deps && mkdir -p $(@D) && gcc -Wall -Wextra -shared -fPIC -o $@ $<
 
-.PHONY: run test check coverage bench mutate shell vm apply clean help
+.PHONY: run test check coverage bench mutate arm64 shell vm apply clean help
 .NOTPARALLEL:
 
-run test check coverage bench mutate shell vm apply clean:
+run test check coverage bench mutate arm64 shell vm apply clean:
 	@vm/$@
 
 help:
