@@ -874,7 +874,10 @@ static int will_close(int fd, int unit)
 	__fd;									\
 })
 
-/* With all files closed, has the device its memory back? Not every device can tell. */
+/*
+ * With all files closed, has the device its memory back? Not every device can tell,
+ * and none can while somebody else uses it: one hmm-tests at a time, please.
+ */
 static bool has_all_back(int unit)
 {
 	int dev = open_device(unit);
