@@ -13,7 +13,7 @@
 #:   make mutate   put each fault that vm/mutants lists into a kernel, and see the
 #:                 KUnit suites fail; MUTANTS='a b*' takes those alone
 #:   make arm64    the KUnit suites on arm64, with base pages of 4 and of 64 KiB;
-#:                 PAGES='4 16 64' for others
+#:                 PAGES=64 takes those alone
 #:   make shell    an interactive shell in the virtual machine
 #:   make vm CMD='…' [FILES='a b']
 #:                 run CMD in the virtual machine, where copies of FILES are,
