@@ -2,6 +2,7 @@
 /*
  * DMA mappings of the pages that hmm_range_fault() found
  */
+#include <linux/bitops.h>
 #include <linux/dma-mapping.h>
 #include <linux/export.h>
 #include <linux/hmm-dma.h>
@@ -40,6 +41,26 @@
 	(HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA | HMM_PFN_P2PDMA_BUS)
 
 /*
+ * How an entry is mapped is kept in the map, by the sticky bits that say so. Those
+ * in the element are for the driver: a walk that runs at the same time may store an
+ * output that it read before they were set.
+ */
+#define HMM_DMA_SHIFT		__ffs(HMM_PFN_P2PDMA_BUS)
+static_assert(HMM_DMA_STICKY >> __builtin_ctzl(HMM_PFN_P2PDMA_BUS) <= U8_MAX);
+
+/* The sticky bits of a mapped entry, or 0. */
+static unsigned long hmm_dma_mapped(const struct hmm_dma_map *map, size_t idx)
+{
+	return map->mapped ? (unsigned long)map->mapped[idx] << HMM_DMA_SHIFT : 0;
+}
+
+static void hmm_dma_set_mapped(struct hmm_dma_map *map, size_t idx, unsigned long sticky)
+{
+	map->mapped[idx] = sticky >> HMM_DMA_SHIFT;
+	set_mask_bits(&map->pfn_list[idx], HMM_DMA_STICKY, sticky);
+}
+
+/*
  * A device without enough address bits would have its pages bounced, and so
  * would some of those whose buffers need a sync. There is no better test
  * before there is a page to map.
@@ -65,6 +86,9 @@ static bool hmm_dma_choose(struct device *dev, struct hmm_dma_map *map,
 {
 	size_t nr = hmm_dma_nr_entries(span, map->dma_entry_size);
 
+	map->mapped = kvzalloc_objs(*map->mapped, nr, GFP_KERNEL | __GFP_NOWARN);
+	if (!map->mapped)
+		return false;
 	if (dma_iova_try_alloc(dev, &map->state, 0, span))
 		return true;
 	if (!dma_need_unmap(dev))
@@ -168,7 +192,7 @@ static dma_addr_t hmm_dma_mapped_addr(struct hmm_dma_map *map, size_t idx)
 {
 	const unsigned long how = HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA_BUS;
 
-	if ((map->pfn_list[idx] & how) != HMM_PFN_DMA_MAPPED)
+	if ((hmm_dma_mapped(map, idx) & how) != HMM_PFN_DMA_MAPPED)
 		return DMA_MAPPING_ERROR;
 	if (dma_use_iova(&map->state))
 		return map->state.addr + hmm_dma_offset(map, idx);
@@ -178,9 +202,8 @@ static dma_addr_t hmm_dma_mapped_addr(struct hmm_dma_map *map, size_t idx)
 }
 
 static dma_addr_t hmm_dma_link(struct device *dev, struct hmm_dma_map *map,
-			       size_t idx, unsigned long attrs)
+			       size_t idx, phys_addr_t phys, unsigned long attrs)
 {
-	phys_addr_t phys = hmm_pfn_to_phys(map->pfn_list[idx]);
 	size_t offset = hmm_dma_offset(map, idx);
 	size_t size = map->dma_entry_size;
 
@@ -198,9 +221,8 @@ static dma_addr_t hmm_dma_link(struct device *dev, struct hmm_dma_map *map,
 
 static dma_addr_t hmm_dma_map_direct(struct device *dev,
 				     struct hmm_dma_map *map, size_t idx,
-				     unsigned long attrs)
+				     phys_addr_t phys, unsigned long attrs)
 {
-	phys_addr_t phys = hmm_pfn_to_phys(map->pfn_list[idx]);
 	dma_addr_t addr;
 
 	addr = dma_map_phys(dev, phys, map->dma_entry_size, DMA_BIDIRECTIONAL,
@@ -213,15 +235,14 @@ static dma_addr_t hmm_dma_map_direct(struct device *dev,
 }
 
 static dma_addr_t hmm_dma_map_route(struct device *dev, struct hmm_dma_map *map,
-				    size_t idx, unsigned long sticky,
+				    size_t idx, phys_addr_t phys, unsigned long sticky,
 				    struct pci_p2pdma_map_state *p2pdma_state)
 {
 	if (sticky & HMM_PFN_P2PDMA_BUS)
-		return pci_p2pdma_bus_addr_map(p2pdma_state->mem,
-				hmm_pfn_to_phys(map->pfn_list[idx]));
+		return pci_p2pdma_bus_addr_map(p2pdma_state->mem, phys);
 	if (dma_use_iova(&map->state))
-		return hmm_dma_link(dev, map, idx, hmm_dma_attrs(sticky));
-	return hmm_dma_map_direct(dev, map, idx, hmm_dma_attrs(sticky));
+		return hmm_dma_link(dev, map, idx, phys, hmm_dma_attrs(sticky));
+	return hmm_dma_map_direct(dev, map, idx, phys, hmm_dma_attrs(sticky));
 }
 
 /**
@@ -259,24 +280,27 @@ dma_addr_t hmm_dma_map_pfn(struct device *dev, struct hmm_dma_map *map,
 			   size_t idx,
 			   struct pci_p2pdma_map_state *p2pdma_state)
 {
-	unsigned long *hmm_pfn = &map->pfn_list[idx];
+	unsigned long hmm_pfn = READ_ONCE(map->pfn_list[idx]);
 	unsigned long sticky;
 	dma_addr_t addr;
 
-	if (!(*hmm_pfn & HMM_PFN_VALID))
+	if (!(hmm_pfn & HMM_PFN_VALID))
 		return DMA_MAPPING_ERROR;
 
 	addr = hmm_dma_mapped_addr(map, idx);
-	if (addr != DMA_MAPPING_ERROR)
+	if (addr != DMA_MAPPING_ERROR) {
+		hmm_dma_set_mapped(map, idx, hmm_dma_mapped(map, idx));
 		return addr;
+	}
 
-	sticky = hmm_dma_route(dev, hmm_pfn_to_page(*hmm_pfn), p2pdma_state);
+	sticky = hmm_dma_route(dev, hmm_pfn_to_page(hmm_pfn), p2pdma_state);
 	if (!sticky)
 		return DMA_MAPPING_ERROR;
 
-	addr = hmm_dma_map_route(dev, map, idx, sticky, p2pdma_state);
+	addr = hmm_dma_map_route(dev, map, idx, hmm_pfn_to_phys(hmm_pfn), sticky,
+				 p2pdma_state);
 	if (addr != DMA_MAPPING_ERROR)
-		*hmm_pfn |= sticky;
+		hmm_dma_set_mapped(map, idx, sticky);
 	return addr;
 }
 EXPORT_SYMBOL_GPL(hmm_dma_map_pfn);
@@ -288,7 +312,7 @@ EXPORT_SYMBOL_GPL(hmm_dma_map_pfn);
 static void hmm_dma_undo(struct device *dev, struct hmm_dma_map *map,
 			 size_t idx)
 {
-	unsigned long attrs = hmm_dma_attrs(map->pfn_list[idx]);
+	unsigned long attrs = hmm_dma_attrs(hmm_dma_mapped(map, idx));
 
 	if (dma_use_iova(&map->state))
 		dma_iova_unlink(dev, &map->state, hmm_dma_offset(map, idx),
@@ -311,22 +335,22 @@ static void hmm_dma_undo(struct device *dev, struct hmm_dma_map *map,
  * Context: The caller holds the lock that it holds to map, and the device no
  * longer uses the address. Does not sleep, so that an invalidate callback can
  * call it whatever its own lock is.
- * Return: true if the entry was mapped. False if there was nothing to unmap,
- * because the output lacks %HMM_PFN_DMA_MAPPED or %HMM_PFN_VALID.
+ * Return: true if the entry was mapped, whatever a walk that runs at the same time
+ * has stored in the element since. False if there was nothing to unmap, as in a map
+ * that hmm_dma_map_alloc() has not set up.
  */
 bool hmm_dma_unmap_pfn(struct device *dev, struct hmm_dma_map *map, size_t idx)
 {
-	const unsigned long mapped = HMM_PFN_VALID | HMM_PFN_DMA_MAPPED;
-	unsigned long *hmm_pfn = &map->pfn_list[idx];
+	unsigned long sticky = hmm_dma_mapped(map, idx);
 
-	if ((*hmm_pfn & mapped) != mapped)
+	if (!sticky)
 		return false;
 
 	/* A bus address is a calculation that leaves nothing behind. */
-	if (!(*hmm_pfn & HMM_PFN_P2PDMA_BUS))
+	if (!(sticky & HMM_PFN_P2PDMA_BUS))
 		hmm_dma_undo(dev, map, idx);
 
-	*hmm_pfn &= ~HMM_DMA_STICKY;
+	hmm_dma_set_mapped(map, idx, 0);
 	return true;
 }
 EXPORT_SYMBOL_GPL(hmm_dma_unmap_pfn);
@@ -345,6 +369,7 @@ EXPORT_SYMBOL_GPL(hmm_dma_unmap_pfn);
 void hmm_dma_map_free(struct device *dev, struct hmm_dma_map *map)
 {
 	kvfree(map->dma_list);
+	kvfree(map->mapped);
 	kvfree(map->pfn_list);
 	if (dma_use_iova(&map->state))
 		dma_iova_free(dev, &map->state);

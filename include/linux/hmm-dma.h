@@ -18,6 +18,8 @@ struct pci_p2pdma_map_state;
  *	All or part of it serves as &hmm_range.hmm_pfns.
  * @dma_list: where each DMA entry is mapped; NULL if that needs no record,
  *	because @state or the page itself tells
+ * @mapped: how each DMA entry is mapped, for hmm_dma_map_pfn() and
+ *	hmm_dma_unmap_pfn() alone
  * @dma_entry_size: bytes that one DMA entry maps
  *
  * A DMA entry is what one call maps or unmaps. Entry idx covers the bytes
@@ -30,6 +32,7 @@ struct hmm_dma_map {
 	struct dma_iova_state	state;
 	unsigned long		*pfn_list;
 	dma_addr_t		*dma_list;
+	u8			*mapped;
 	size_t			dma_entry_size;
 };
 
