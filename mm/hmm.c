@@ -20,6 +20,7 @@
 #include <linux/unroll.h>
 #include <linux/userfaultfd_k.h>
 
+#include "hmm_internal.h"
 #include "internal.h"
 
 /**
@@ -58,17 +59,26 @@
  *
  * Invariants:
  *
- * - Below the cursor &hmm_range.hmm_pfns holds outputs, at and above it what
- *   the caller asked for. The walk never takes an output for a request: when
- *   it has to begin again, it puts the requests back first.
- * - Sticky bits are kept by every store.
+ * - Below the cursor &hmm_range.hmm_pfns holds outputs. Elements that no walk of
+ *   the call has reached hold what the caller asked for.
+ * - The walk never takes an output for a request. A walk that begins again leaves
+ *   elements alone and goes by requests that were kept elsewhere.
+ * - An element is stored by one whole write, sticky bits included.
  * - No page table lock and no hugetlb VMA lock is held across a fault.
  * - All pages of a large entry that lie inside the range are stored together.
+ *
+ * Elements may be shared: RDMA has one list of them for a memory region, hands it
+ * to every fault, and has the invalidate callback go by it on another CPU while a
+ * call runs. So what maps a page is read and its output stored under one hold of
+ * the page table lock. Of two walks the one that stores last has then read last,
+ * and nobody replaces a newer output by an older one. For the same reason nothing
+ * is read back from elements but requests: what was stored there may have changed.
  *
  * A fault can invalidate the range itself, breaking copy-on-write for one. A
  * walk that stopped there would have to begin again for every such page, so
  * the sequence is compared once, when the whole range has been faulted in:
  * what was stored is stale then, but the next walk finds nothing to fault.
+ * Somebody else's invalidation ends a walk that holds the caller's lock.
  */
 
 /* The parts of an element that are requests. */
@@ -86,6 +96,8 @@ enum hmm_walk_end {
 	HMM_WALK_FAULT = 1,
 	/* The entry is no longer what it was a moment ago: look again. */
 	HMM_WALK_AGAIN,
+	/* Somebody waits for the lock: give it to them, and go on. */
+	HMM_WALK_PAUSE,
 	/* The range was invalidated: what was stored is stale. */
 	HMM_WALK_STALE,
 };
@@ -96,8 +108,11 @@ enum hmm_walk_end {
  */
 #define HMM_STEP_PAGES	512UL
 
-/* How many pages the loops that cost most take at a time. */
+/* How many pages' requests are kept in one number. */
 #define HMM_BLOCK	8UL
+
+/* After so many timeouts a call ends even if only its own faults were in the way. */
+#define HMM_TIMEOUTS	10
 
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
@@ -114,8 +129,11 @@ enum hmm_lock {
  * @step: how many pages a step has, unless something else ends it before; a
  *	power of two. 0 if the range is filled as a whole
  * @mm: the address space, that of the range's notifier
- * @requests: what the caller asked for in the elements of &hmm_range.hmm_pfns from
- *	@start on, as hmm_pack() keeps it; NULL if they have no say
+ * @requests: what the caller asked for in the elements of &hmm_range.hmm_pfns, as
+ *	hmm_pack() keeps it; NULL if they ask for nothing, or if the walk never
+ *	begins again and can look there
+ * @saved: address of the first page whose request is in @requests
+ * @saved_end: address behind the last
  * @cursor: address of the first page without an output
  * @vma: the VMA at the cursor, or NULL where there is none
  * @end: where that VMA or that gap ends, or @stop if that is before
@@ -124,14 +142,22 @@ enum hmm_lock {
  * @need: what that page's request lacks
  * @run: which pages from @addr on lack the same, as a bitmap
  * @tried: the page whose fault last dropped the lock
- * @excused: jiffies spent on something else than invalidations
+ * @seq: the notifier's sequence when the walk last looked at it
+ * @timeout: for how long invalidations may keep a step from being filled, in
+ *	jiffies, or 0 for as long as it takes
+ * @began: when the step was begun, in jiffies
+ * @untimed: jiffies since then that invalidations have not cost
+ * @faulting: jiffies that the faults of this walk took
+ * @stale_walks: how many walks of the step were for nothing
  * @may_unlock: the lock is HMM's own and may be dropped by faults
  * @need_mmap_lock: the rest of this VMA needs the mmap lock
  * @waited: the fault of @tried waited for something, without the lock
  * @faulted: a fault was handled since the cursor was last at the start
  * @look_again: a fault was handled, and its page not yet looked at again
+ * @fills_hole: the fault of @addr is one that invalidates nothing
+ * @disturbed: somebody else has invalidated the range during this walk
  *
- * @addr, @need and @run are set by hmm_stop().
+ * @addr, @need, @run and @fills_hole are set by hmm_stop().
  */
 struct hmm_walk {
 	struct hmm_range	*range;
@@ -140,6 +166,8 @@ struct hmm_walk {
 	unsigned long		step;
 	struct mm_struct	*mm;
 	u16			*requests;
+	unsigned long		saved;
+	unsigned long		saved_end;
 	unsigned long		cursor;
 	struct vm_area_struct	*vma;
 	unsigned long		end;
@@ -148,12 +176,19 @@ struct hmm_walk {
 	unsigned long		need;
 	unsigned long		run;
 	unsigned long		tried;
-	unsigned long		excused;
+	unsigned long		seq;
+	unsigned long		timeout;
+	unsigned long		began;
+	unsigned long		untimed;
+	unsigned long		faulting;
+	unsigned int		stale_walks;
 	bool			may_unlock;
 	bool			need_mmap_lock;
 	bool			waited;
 	bool			faulted;
 	bool			look_again;
+	bool			fills_hole;
+	bool			disturbed;
 };
 
 /*
@@ -165,7 +200,7 @@ static unsigned long hmm_step_end(const struct hmm_range *range, unsigned long s
 {
 	if (!step)
 		return range->end;
-	return min(range->end, ALIGN(start + 1, step << PAGE_SHIFT));
+	return hmm_addr_end(start, step << PAGE_SHIFT, range->end);
 }
 
 /*
@@ -184,6 +219,8 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 		.step		= step,
 		.mm		= range->notifier->mm,
 		.requests	= NULL,
+		.saved		= range->start,
+		.saved_end	= range->start,
 		.cursor		= range->start,
 		.vma		= NULL,
 		.end		= range->start,
@@ -192,12 +229,19 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 		.need		= 0,
 		.run		= 0,
 		.tried		= ULONG_MAX,
-		.excused	= 0,
+		.seq		= range->notifier_seq,
+		.timeout	= 0,
+		.began		= 0,
+		.untimed	= 0,
+		.faulting	= 0,
+		.stale_walks	= 0,
 		.may_unlock	= false,
 		.need_mmap_lock	= false,
 		.waited		= false,
 		.faulted	= false,
 		.look_again	= false,
+		.fills_hole	= false,
+		.disturbed	= false,
 	};
 }
 
@@ -219,11 +263,6 @@ static bool hmm_has_page_requests(const struct hmm_range *range)
 	return range->pfn_flags_mask & ~range->default_flags & HMM_REQUESTS;
 }
 
-static unsigned long hmm_request(const struct hmm_range *range, unsigned long element)
-{
-	return (element & range->pfn_flags_mask) | range->default_flags;
-}
-
 /*
  * What is left of @request when the page's output is @out. Requests share
  * their bits with the outputs that meet them.
@@ -233,6 +272,12 @@ static unsigned long hmm_need(unsigned long request, unsigned long out)
 	if (!(request & HMM_PFN_REQ_FAULT))
 		return 0;
 	return request & ~out & HMM_REQUESTS;
+}
+
+/* Does @out meet whatever a page can ask for? */
+static bool hmm_meets_all(const struct hmm_range *range, unsigned long out)
+{
+	return !hmm_need(range->default_flags | range->pfn_flags_mask, out);
 }
 
 /*
@@ -248,7 +293,7 @@ static __always_inline u16 hmm_pack(const unsigned long *elements, unsigned long
 
 	unrolled_full
 	for (i = 0; i < npages; i++)
-		bits = bits * 4 + (elements[i] >> HMM_REQUEST_SHIFT);
+		bits = bits * 4 + (READ_ONCE(elements[i]) >> HMM_REQUEST_SHIFT);
 	return bits << (HMM_BLOCK - npages) * 2;
 }
 
@@ -257,55 +302,80 @@ static unsigned long hmm_unpack(unsigned long bits, unsigned long i)
 	return bits >> (HMM_BLOCK - 1 - i) * 2 << HMM_REQUEST_SHIFT;
 }
 
-/* Keep the requests of the step, for its outputs take their place. */
+/*
+ * Keep the requests of the step, for its outputs take their place. If the step before
+ * was made shorter, outputs of pages behind it have taken their place already, but
+ * their requests were kept with those of that step.
+ */
 static void hmm_save_requests(struct hmm_walk *w)
 {
 	unsigned long left = (w->stop - w->start) >> PAGE_SHIFT;
 	unsigned long *element = hmm_element(w->range, w->start);
 	u16 *block = w->requests;
 
-	if (!block)
+	if (!block || w->start < w->saved_end)
 		return;
-	for (; left >= HMM_BLOCK; left -= HMM_BLOCK, element += HMM_BLOCK)
+	w->saved = w->start;
+	w->saved_end = w->stop;
+	for (; left >= HMM_BLOCK; left -= HMM_BLOCK, element += HMM_BLOCK) {
 		*block++ = hmm_pack(element, HMM_BLOCK);
+		if (!(left & (HMM_STEP_PAGES - HMM_BLOCK)))
+			cond_resched();
+	}
 	if (left)
 		*block = hmm_pack(element, left);
 }
 
-/* What the element at @i pages from the start of the step asked for. */
-static unsigned long hmm_saved_request(const struct hmm_walk *w, unsigned long i)
+/* What the caller asked for in the element of @addr. */
+static unsigned long hmm_element_request(const struct hmm_walk *w, unsigned long addr)
 {
+	unsigned long i;
+
 	if (!w->requests)
-		return 0;
+		return READ_ONCE(*hmm_element(w->range, addr));
+	i = (addr - w->saved) >> PAGE_SHIFT;
 	return hmm_unpack(w->requests[i / HMM_BLOCK], i % HMM_BLOCK);
 }
 
-/* The first page of [@start, @end) whose request @out does not meet, or @end. */
-static unsigned long hmm_first_need(const struct hmm_range *range, unsigned long start,
-				    unsigned long end, unsigned long out)
+/* The request of the page at @addr, which this walk has not stored yet. */
+static __always_inline unsigned long hmm_request(const struct hmm_walk *w,
+						 unsigned long addr)
 {
-	const unsigned long *element = hmm_element(range, start);
+	const struct hmm_range *range = w->range;
 
 	if (!hmm_has_page_requests(range))
-		return hmm_need(range->default_flags, out) ? start : end;
+		return range->default_flags;
+	return (hmm_element_request(w, addr) & range->pfn_flags_mask) | range->default_flags;
+}
 
-	while (start < end && !hmm_need(hmm_request(range, *element++), out))
+/* The first page of [@start, @end) whose request @out does not meet, or @end. */
+static unsigned long hmm_first_need(const struct hmm_walk *w, unsigned long start,
+				    unsigned long end, unsigned long out)
+{
+	if (hmm_meets_all(w->range, out))
+		return end;
+	while (start < end && !hmm_need(hmm_request(w, start), out))
 		start += PAGE_SIZE;
 	return start;
 }
 
 /* Storing */
 
-static void hmm_store_page(unsigned long *element, unsigned long out)
+/* The callback may clear sticky bits meanwhile, and those stay cleared. */
+static noinline void hmm_store_sticky(unsigned long *element, unsigned long out)
 {
-	*element = (*element & HMM_STICKY) | out;
+	set_mask_bits(element, ~HMM_STICKY, out);
 }
 
-/*
- * Store outputs for [@start, @end), where @out is that of the first page. Most
- * is stored for a single page, or where nothing is mapped, so that is what costs
- * least.
- */
+static __always_inline void hmm_store_page(unsigned long *element, unsigned long out)
+{
+	if (unlikely(READ_ONCE(*element) & HMM_STICKY))
+		hmm_store_sticky(element, out);
+	else
+		WRITE_ONCE(*element, out);
+}
+
+/* Store outputs for [@start, @end), where @out is that of the first page. */
 static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end,
 		      unsigned long out)
 {
@@ -314,34 +384,9 @@ static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end
 	unsigned long step = out & HMM_PFN_VALID ? 1 : 0;
 
 	w->cursor = end;
-	if (npages == 1) {
-		hmm_store_page(elements, out);
-		return;
-	}
 	unrolled_count(8)
-	for (i = 0; i < npages; i++)
-		elements[i] &= HMM_STICKY;
-	if (out) {
-		unrolled_count(8)
-		for (i = 0; i < npages; i++, out += step)
-			elements[i] |= out;
-	}
-}
-
-/*
- * Begin again: make all outputs requests, as they were passed in. The sticky
- * bits are taken as they are now, because a driver may have cleared some in
- * the invalidation that is the reason for this.
- */
-static void hmm_rewind(struct hmm_walk *w)
-{
-	unsigned long i, npages = (w->cursor - w->start) >> PAGE_SHIFT;
-	unsigned long *pfns = hmm_element(w->range, w->start);
-
-	for (i = 0; i < npages; i++)
-		hmm_store_page(&pfns[i], hmm_saved_request(w, i));
-	w->cursor = w->start;
-	w->need_mmap_lock = false;
+	for (i = 0; i < npages; i++, out += step)
+		hmm_store_page(&elements[i], out);
 }
 
 /* Classifying: from an entry to the output of the first page that it maps */
@@ -350,9 +395,23 @@ static unsigned long hmm_out_valid(unsigned long pfn, bool writable, unsigned in
 {
 	unsigned long out = HMM_PFN_VALID | pfn;
 
+	if (!hmm_pfn_fits(pfn))
+		return HMM_PFN_ERROR;
 	if (writable)
 		out |= HMM_PFN_WRITE;
 	return out | ((unsigned long)order << HMM_PFN_ORDER_SHIFT);
+}
+
+/* A device that writes to a shadow stack would defeat what it is for. */
+static bool hmm_vma_may_write(const struct vm_area_struct *vma)
+{
+	return vma->vm_flags & VM_WRITE && !(vma->vm_flags & VM_SHADOW_STACK);
+}
+
+/* May the device write where the CPU may? */
+static bool hmm_is_writable(const struct hmm_walk *w, bool by_cpu)
+{
+	return by_cpu && !(w->vma->vm_flags & VM_SHADOW_STACK);
 }
 
 /*
@@ -366,12 +425,20 @@ static bool hmm_owns(const struct hmm_walk *w, softleaf_t leaf)
 	return owner && page_pgmap(softleaf_to_page(leaf))->owner == owner;
 }
 
+/*
+ * With the uffd bit, which is @protected, the entry traps what it would trap if it
+ * were present: all accesses or, where that is not armed, writes.
+ */
 static unsigned long hmm_out_device_private(const struct hmm_walk *w, softleaf_t leaf,
-					    bool writable, unsigned int order)
+					    bool writable, unsigned int order,
+					    bool protected)
 {
+	if (protected && userfaultfd_rwp(w->vma))
+		return 0;
 	if (!hmm_owns(w, leaf))
 		return 0;
-	return hmm_out_valid(softleaf_to_pfn(leaf), writable, order);
+	return hmm_out_valid(softleaf_to_pfn(leaf),
+			     hmm_is_writable(w, writable && !protected), order);
 }
 
 /* Any marker but a pure write-protect one is there to make accesses fail. */
@@ -386,7 +453,8 @@ static unsigned long hmm_out_marker(softleaf_t leaf)
  */
 static __always_inline unsigned long hmm_out_softleaf(const struct hmm_walk *w,
 						      softleaf_t leaf,
-						      unsigned int order)
+						      unsigned int order,
+						      bool protected)
 {
 	switch (softleaf_type(leaf)) {
 	case SOFTLEAF_SWAP:
@@ -396,9 +464,9 @@ static __always_inline unsigned long hmm_out_softleaf(const struct hmm_walk *w,
 	case SOFTLEAF_DEVICE_EXCLUSIVE:
 		return 0;
 	case SOFTLEAF_DEVICE_PRIVATE_READ:
-		return hmm_out_device_private(w, leaf, false, order);
+		return hmm_out_device_private(w, leaf, false, order, protected);
 	case SOFTLEAF_DEVICE_PRIVATE_WRITE:
-		return hmm_out_device_private(w, leaf, true, order);
+		return hmm_out_device_private(w, leaf, true, order, protected);
 	case SOFTLEAF_MARKER:
 		return hmm_out_marker(leaf);
 	case SOFTLEAF_HWPOISON:
@@ -433,50 +501,53 @@ static __always_inline unsigned long hmm_out_pte(const struct hmm_walk *w,
 	if (pte_none(pte))
 		return 0;
 	if (!pte_present(pte))
-		return hmm_out_softleaf(w, softleaf_from_pte(pte), 0);
+		return hmm_out_softleaf(w, softleaf_from_pte(pte), 0, pte_swp_uffd(pte));
 	if (pte_protnone(pte))
 		return 0;
 	if (!hmm_pte_is_normal(w->vma, pte) && !is_zero_pfn(pte_pfn(pte)) &&
 	    !vm_normal_page(w->vma, addr, pte))
 		return HMM_PFN_ERROR;
-	return hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
+	return hmm_out_valid(pte_pfn(pte), hmm_is_writable(w, pte_write(pte)), 0);
 }
 
 static unsigned long hmm_out_pmd(const struct hmm_walk *w, unsigned long addr, pmd_t pmd)
 {
 	if (!pmd_present(pmd))
-		return hmm_out_softleaf(w, softleaf_from_pmd(pmd), PMD_ORDER);
+		return hmm_out_softleaf(w, softleaf_from_pmd(pmd), PMD_ORDER,
+					pmd_swp_uffd(pmd));
 	if (pmd_protnone(pmd))
 		return 0;
 	if (!vm_normal_page_pmd(w->vma, addr, pmd) && !is_huge_zero_pmd(pmd))
 		return HMM_PFN_ERROR;
-	return hmm_out_valid(pmd_pfn(pmd), pmd_write(pmd), PMD_ORDER);
+	return hmm_out_valid(pmd_pfn(pmd), hmm_is_writable(w, pmd_write(pmd)), PMD_ORDER);
 }
 
 static unsigned long hmm_out_pud(const struct hmm_walk *w, unsigned long addr, pud_t pud)
 {
 	if (!vm_normal_page_pud(w->vma, addr, pud))
 		return HMM_PFN_ERROR;
-	return hmm_out_valid(pud_pfn(pud), pud_write(pud), PUD_ORDER);
+	return hmm_out_valid(pud_pfn(pud), hmm_is_writable(w, pud_write(pud)), PUD_ORDER);
 }
 
 /* Resolving: where the output of an entry meets the requests of its pages */
 
 /*
  * The page at @addr has a need that its output @out leaves. Decide what comes
- * of it: a fault, or the error that says why a fault would not help.
+ * of it: a fault, or the error that says why a fault would not help. Where the
+ * page is @empty, there is nothing that a fault could invalidate.
  */
-static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
+static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out, bool empty)
 {
 	if (out & HMM_PFN_ERROR)
 		return -EFAULT;
 
-	w->need = hmm_need(hmm_request(w->range, *hmm_element(w->range, addr)), out);
-	if ((w->need & HMM_PFN_REQ_WRITE) && !(w->vma->vm_flags & VM_WRITE))
+	w->need = hmm_need(hmm_request(w, addr), out);
+	if ((w->need & HMM_PFN_REQ_WRITE) && !hmm_vma_may_write(w->vma))
 		return -EPERM;
 
 	w->addr = addr;
 	w->run = 1;
+	w->fills_hole = empty && !is_vm_hugetlb_page(w->vma);
 	return HMM_WALK_FAULT;
 }
 
@@ -484,10 +555,28 @@ static int hmm_stop(struct hmm_walk *w, unsigned long addr, unsigned long out)
 static int hmm_resolve_pages(struct hmm_walk *w, unsigned long start,
 			     unsigned long end, unsigned long out)
 {
-	unsigned long stop = hmm_first_need(w->range, start, end, out);
+	unsigned long stop = hmm_first_need(w, start, end, out);
 
 	hmm_store(w, start, stop, out);
-	return stop < end ? hmm_stop(w, stop, out) : 0;
+	return stop < end ? hmm_stop(w, stop, out, !out) : 0;
+}
+
+/*
+ * Store pages [@first, @end) of the one entry that maps them from @base on, if the
+ * requests of those from @start on are met. @out is the output of the page at @base.
+ */
+static int hmm_resolve_part(struct hmm_walk *w, unsigned long base, unsigned long first,
+			    unsigned long start, unsigned long end, unsigned long out)
+{
+	unsigned long stop = hmm_first_need(w, start, end, out);
+
+	if (stop < end)
+		return hmm_stop(w, stop, out, false);
+
+	if (out & HMM_PFN_VALID)
+		out += (first - base) >> PAGE_SHIFT;
+	hmm_store(w, first, end, out);
+	return 0;
 }
 
 /*
@@ -504,149 +593,8 @@ static int hmm_resolve_leaf(struct hmm_walk *w, unsigned long start,
 {
 	unsigned long base = ALIGN_DOWN(start, PAGE_SIZE << order);
 	unsigned long first = max(base, w->start);
-	unsigned long stop = hmm_first_need(w->range, start, end, out);
 
-	if (stop < end)
-		return hmm_stop(w, stop, out);
-
-	if (out & HMM_PFN_VALID)
-		out += (first - base) >> PAGE_SHIFT;
-	hmm_store(w, first, end, out);
-	return 0;
-}
-
-/*
- * Joining: large folios that are mapped by PTEs
- *
- * A device can map with one entry what the CPU maps with many, if the PTEs of
- * a large folio follow each other. Whether they do can be told from the outputs
- * alone, and only where they do is a folio worth a look.
- */
-
-/* Less is of no use to devices, and is the least that anonymous memory has. */
-#define HMM_JOIN_ORDER	2
-#define HMM_JOIN_PAGES	BIT(HMM_JOIN_ORDER)
-
-#define HMM_ORDERS	(HMM_PFN_FLAGS & (HMM_PFN_P2PDMA_BUS - 1))
-
-/* Does the page of @element follow that of the element before, with its rights? */
-static bool hmm_follows(const unsigned long *element)
-{
-	return ((element[0] ^ (element[-1] + 1)) & ~(HMM_STICKY | HMM_ORDERS)) == 0;
-}
-
-/*
- * The elements [@first, @end) follow each other. Each gets the order of the
- * largest block that it is part of, where that is aligned in both the address
- * space and memory.
- */
-static void hmm_set_orders(const struct hmm_range *range, unsigned long first,
-			   unsigned long end)
-{
-	unsigned long *pfns = range->hmm_pfns;
-	unsigned long i, where, order, out;
-
-	for (; first < end; first += 1UL << order) {
-		where = ((range->start >> PAGE_SHIFT) + first) |
-			(pfns[first] & ~HMM_PFN_FLAGS);
-		order = umin(__ffs(where), __fls(end - first));
-		out = order < HMM_JOIN_ORDER ? 0 : order << HMM_PFN_ORDER_SHIFT;
-		for (i = first; i < first + (1UL << order); i++)
-			pfns[i] = (pfns[i] & ~HMM_ORDERS) | out;
-	}
-}
-
-/*
- * Element @i is part of a large folio. Join what is around it, but not below
- * @low nor from @high on. Returns where that ends.
- */
-static unsigned long hmm_join_folio(const struct hmm_range *range, unsigned long i,
-				    unsigned long low, unsigned long high)
-{
-	unsigned long *pfns = range->hmm_pfns;
-	unsigned long pfn = pfns[i] & ~HMM_PFN_FLAGS;
-	struct folio *folio = pfn_folio(pfn);
-	unsigned long before = pfn - folio_pfn(folio);
-	unsigned long first = i, end = i + 1;
-
-	low = max(low, i - min(i, before));
-	high = min(high, i + folio_nr_pages(folio) - before);
-	while (first > low && hmm_follows(&pfns[first]))
-		first--;
-	while (end < high && hmm_follows(&pfns[end]))
-		end++;
-	hmm_set_orders(range, first, end);
-	return end;
-}
-
-/*
- * Are these pages, which are aligned in the address space, the least that is
- * worth joining? The last is no folio's first, so it says whether they are of a
- * large one. Others may have been stored under an earlier lock, and not be what
- * they were.
- */
-static bool hmm_may_join(const unsigned long *element)
-{
-	unsigned long last = element[HMM_JOIN_PAGES - 1];
-
-	return !(element[0] & (HMM_JOIN_PAGES - 1)) &&
-	       (u32)(last - element[0]) == HMM_JOIN_PAGES - 1 &&
-	       PageTail(pfn_to_page(last & ~HMM_PFN_FLAGS));
-}
-
-/*
- * The first block from element @i on that is worth joining, up to @last, or what is
- * behind that. Mostly there is none. By itself this stores nothing, so that all it
- * needs stays in registers.
- */
-static noinline unsigned long hmm_skip_small(const unsigned long *pfns, unsigned long i,
-					     unsigned long last)
-{
-	while (i <= last && !hmm_may_join(&pfns[i]))
-		i += HMM_JOIN_PAGES;
-	return i;
-}
-
-/*
- * File systems and drivers map what they like; other memory has large folios only
- * as transparent huge pages. Where there are none, not to look for them saves a
- * third of the time, if the pages happen to lie one behind the other.
- */
-static bool hmm_may_have_large_folios(struct vm_area_struct *vma)
-{
-	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) || !vma_is_anonymous(vma);
-}
-
-/*
- * [@start, @end) was stored from one page table, whose lock is still held, so
- * that the folios stay what they are. What this call had stored from the table
- * before that is joined, too, as far as it belongs to the same folio.
- */
-static void hmm_join(const struct hmm_walk *w, unsigned long start, unsigned long end)
-{
-	unsigned long low = max(w->start, ALIGN_DOWN(start, PMD_SIZE));
-	const struct hmm_range *range = w->range;
-	unsigned long size = HMM_JOIN_PAGES << PAGE_SHIFT;
-	unsigned long first = ALIGN_DOWN(start, size);
-	unsigned long i, last, misaligned;
-
-	if (end - w->start < size || !hmm_may_have_large_folios(w->vma))
-		return;
-	if (first < low)
-		first += size;
-	if (first + size > end)
-		return;
-
-	misaligned = (range->start >> PAGE_SHIFT) & (HMM_JOIN_PAGES - 1);
-	last = hmm_index(range, end) - HMM_JOIN_PAGES;
-	i = hmm_skip_small(range->hmm_pfns, hmm_index(range, first), last);
-	while (i <= last) {
-		i = hmm_join_folio(range, i + HMM_JOIN_PAGES - 1, hmm_index(range, low),
-				   hmm_index(range, end)) - 1;
-		/* The rest of the last of them was just looked at, too. */
-		i = ALIGN_DOWN(i + misaligned, HMM_JOIN_PAGES) - misaligned;
-		i = hmm_skip_small(range->hmm_pfns, i + HMM_JOIN_PAGES, last);
-	}
+	return hmm_resolve_part(w, base, first, start, end, out);
 }
 
 /* Tables: each level takes and releases its own page table lock */
@@ -701,12 +649,6 @@ static unsigned long hmm_whole_pfns(void)
 	return min(highest_memmap_pfn + 1, BIT(ffz(kept)));
 }
 
-/* Can an element ask for more than @out has? */
-static bool hmm_meets_all(const struct hmm_range *range, unsigned long out)
-{
-	return !hmm_need(range->default_flags | range->pfn_flags_mask, out);
-}
-
 /* Take the kind of @pte, whose output is @out, if it has one. */
 static void hmm_learn_kind(const struct hmm_walk *w, struct hmm_kind *kind, pte_t pte,
 			   unsigned long out)
@@ -749,91 +691,65 @@ static bool hmm_faults_singly(struct vm_area_struct *vma)
 static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 {
 	unsigned long npages = min((end - w->addr) >> PAGE_SHIFT, BITS_PER_LONG);
-	unsigned long *elements = hmm_element(w->range, w->addr);
-	unsigned long say = w->range->pfn_flags_mask & HMM_REQUESTS;
+	unsigned long i, out, need, addr, request = hmm_request(w, w->addr);
 	pte_t pte, first = ptep_get(ptep);
-	unsigned long i, out, need;
 
 	if (npages == 1 || !hmm_faults_singly(w->vma))
 		return;
 	for (i = 1; i < npages; i++) {
+		addr = w->addr + (i << PAGE_SHIFT);
 		pte = ptep_get(ptep + i);
 		/*
 		 * Entries that repeat are empty, or of one small page: the zero page, or
 		 * one that KSM merged, in swap perhaps. Each takes a fault of its own.
 		 */
-		if (pte_same(pte, first) && !((elements[i] ^ elements[0]) & say)) {
+		if (pte_same(pte, first) && hmm_request(w, addr) == request) {
 			w->run |= BIT(i);
 			continue;
 		}
-		out = hmm_out_pte(w, w->addr + (i << PAGE_SHIFT), pte);
-		need = hmm_need(hmm_request(w->range, elements[i]), out);
+		out = hmm_out_pte(w, addr, pte);
+		need = hmm_need(hmm_request(w, addr), out);
 		if (!need)
 			continue;
-		if (need != w->need || !(pte_none(pte) || out & HMM_PFN_VALID))
+		if (need != w->need || pte_none(pte) != pte_none(first) ||
+		    !(pte_none(pte) || out & HMM_PFN_VALID))
 			break;
 		w->run |= BIT(i);
 	}
 }
 
-/* Has an element of the block a sticky bit? */
-static __always_inline bool hmm_any_sticky(const unsigned long *elements)
+/* The output that hmm_out_pte() has for @pte, if the entry is of the kind or a hole. */
+static __always_inline bool hmm_kind_out(const struct hmm_kind *kind, pte_t pte,
+					 unsigned long *out)
 {
-	unsigned long i, any = 0;
+	u64 pfn = hmm_kind_pfn(kind, pte);
 
-	unrolled_full
-	for (i = 0; i < HMM_BLOCK; i++)
-		any |= elements[i];
-	return any & HMM_STICKY;
-}
-
-/* A part of what hmm_read_kind() does. Unless @sticky, no element has such bits. */
-static __always_inline unsigned long hmm_read_part(const struct hmm_kind *kind,
-						   pte_t *ptep, unsigned long *elements,
-						   unsigned long npages, bool sticky)
-{
-	unsigned long i, out;
-	u64 pfn;
-
-	unrolled_count(8)
-	for (i = 0; i < npages; i++) {
-		pfn = hmm_kind_pfn(kind, ptep_get(ptep + i));
-		if (likely(pfn < kind->pfns))
-			out = kind->out | pfn;
-		else if (kind->holes && pte_none(ptep_get(ptep + i)))
-			out = 0;
-		else
-			break;
-		if (sticky)
-			hmm_store_page(&elements[i], out);
-		else
-			elements[i] = out;
+	if (likely(pfn < kind->pfns)) {
+		*out = kind->out | pfn;
+		return true;
 	}
-	return i;
+	*out = 0;
+	return kind->holes && pte_none(pte);
 }
 
 /*
  * Store the outputs of entries that are of one kind, and of holes between them.
  * Returns how many those are. By itself it has a register for all that it needs,
- * where it costs most: elements mostly have no sticky bits, and to look at eight
- * at once costs less than to keep what each has.
+ * where it costs most.
  */
 static noinline unsigned long hmm_read_kind(struct hmm_kind kind, pte_t *ptep,
 					    unsigned long *elements,
 					    unsigned long npages)
 {
-	unsigned long n, want, left;
+	unsigned long i, out;
 
-	for (left = npages; left; left -= n, ptep += n, elements += n) {
-		want = min(left, HMM_BLOCK);
-		if (want == HMM_BLOCK && !hmm_any_sticky(elements))
-			n = hmm_read_part(&kind, ptep, elements, HMM_BLOCK, false);
-		else
-			n = hmm_read_part(&kind, ptep, elements, want, true);
-		if (n < want)
-			return npages - left + n;
+	unrolled_count(8)
+	for (i = 0; i < npages; i++) {
+		if (!hmm_kind_out(&kind, ptep_get(ptep + i), &out))
+			break;
+		hmm_store_page(&elements[i], out);
 	}
-	return npages;
+	return i;
 }
 
 /* The same for entries that do not differ at all, as of holes or the zero page. */
@@ -874,8 +790,31 @@ static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte
 }
 
 /*
- * What follows an entry is mostly like it. Store the outputs of that, as far as
- * it goes: @kind tells of what was found so far, and @out is the output of @pte.
+ * The outputs that were just stored without a look at each entry are those that
+ * the entries have. What a configuration or an architecture does with the bits of
+ * its entries may be more than is known here.
+ */
+static void hmm_verify_run(const struct hmm_walk *w, const struct hmm_kind *kind,
+			   pte_t first, unsigned long first_out, pte_t *ptep,
+			   unsigned long addr, unsigned long npages)
+{
+	unsigned long i, out, due;
+
+	for (i = 0; i < npages; i++, addr += PAGE_SIZE) {
+		pte_t pte = ptep_get(ptep + i);
+
+		due = hmm_out_pte(w, addr, pte);
+		if (hmm_kind_out(kind, pte, &out) || pte_same(pte, first))
+			VM_WARN_ON_ONCE(due != (pte_same(pte, first) ? first_out : out));
+		else
+			VM_WARN_ON_ONCE((due ^ first_out) & HMM_PFN_FLAGS);
+	}
+}
+
+/*
+ * What follows the entry of @addr is mostly like it. Store the outputs of that, as
+ * far as it goes: @kind tells of what was found so far, and @out is the output of
+ * @pte. @ptep and @elements are those of the page after it.
  */
 static __always_inline unsigned long hmm_read_alike(const struct hmm_walk *w,
 						    struct hmm_kind *kind, pte_t pte,
@@ -895,81 +834,401 @@ static __always_inline unsigned long hmm_read_alike(const struct hmm_walk *w,
 	return 0;
 }
 
-/* Read entries for pages [@start, @end) of one page table, which is locked. */
-static int hmm_read_ptes(struct hmm_walk *w, pte_t *ptep, unsigned long start,
-			 unsigned long end)
+/**
+ * struct hmm_table - the entries of one page table that a walk may look at
+ * @ptep: entry of @low. The page table lock is held.
+ * @low: where the entries begin that this walk has read or is about to: not below
+ *	what is being filled, nor below the VMA
+ * @end: where they end
+ */
+struct hmm_table {
+	pte_t		*ptep;
+	unsigned long	low;
+	unsigned long	end;
+};
+
+static pte_t *hmm_table_entry(const struct hmm_table *t, unsigned long addr)
+{
+	return t->ptep + ((addr - t->low) >> PAGE_SHIFT);
+}
+
+/* Read the entries of [@start, @end), each by itself or with those like it. */
+static int hmm_read_ptes(struct hmm_walk *w, const struct hmm_table *t,
+			 struct hmm_kind *kind, unsigned long start, unsigned long end)
 {
 	unsigned long *element = hmm_element(w->range, start);
 	unsigned long out, n, left = (end - start) >> PAGE_SHIFT;
-	struct hmm_kind kind = {};
-	pte_t pte;
+	pte_t pte, *ptep = hmm_table_entry(t, start);
 	int ret;
 
 	for (; left; left -= n, ptep += n, element += n) {
 		w->cursor = end - (left << PAGE_SHIFT);
 		pte = ptep_get(ptep);
 		out = hmm_out_pte(w, w->cursor, pte);
-		if (hmm_need(hmm_request(w->range, *element), out)) {
-			ret = hmm_stop(w, w->cursor, out);
+		if (hmm_need(hmm_request(w, w->cursor), out)) {
+			ret = hmm_stop(w, w->cursor, out, pte_none(pte));
 			if (ret == HMM_WALK_FAULT)
-				hmm_find_run(w, ptep, end);
+				hmm_find_run(w, ptep, t->end);
 			return ret;
 		}
 		hmm_store_page(element, out);
 		n = 1;
 		if (left > 1)
-			n += hmm_read_alike(w, &kind, pte, out, ptep + 1, element + 1,
+			n += hmm_read_alike(w, kind, pte, out, ptep + 1, element + 1,
 					    left - 1);
+		if (IS_ENABLED(CONFIG_DEBUG_VM))
+			hmm_verify_run(w, kind, pte, out, ptep, w->cursor, n);
 	}
 	w->cursor = end;
 	return 0;
 }
 
 /*
- * Store the output of a page that is all there is to fill, without the page table
- * lock, which takes nearly as long as the rest. The lock keeps folios and device
- * memory as they are while they are looked at, but the output of a normal page
- * comes from its entry alone. Should that change, before or after the lock would
- * have been released, it is for the notifier to tell. Returns false if there is
- * more to it, or a need.
+ * Large folios that are mapped by PTEs
+ *
+ * A device can map with one entry what the CPU maps with many, if the PTEs of a
+ * large folio follow each other. An output is stored with its order, so they are
+ * looked for before anything is stored. Whether PTEs follow each other can be told
+ * from them alone, and only where they do is a folio worth a look.
  */
-static bool hmm_read_lockless(struct hmm_walk *w, pmd_t *pmdp, unsigned long addr)
-{
-	unsigned long *element = hmm_element(w->range, addr);
-	pte_t *ptep = pte_offset_map(pmdp, addr);
+
+/* Less is of no use to devices, and is the least that anonymous memory has. */
+#define HMM_JOIN_ORDER	2
+#define HMM_JOIN_PAGES	BIT(HMM_JOIN_ORDER)
+#define HMM_JOIN_SIZE	(PAGE_SIZE << HMM_JOIN_ORDER)
+
+/**
+ * struct hmm_piece - entries that follow each other
+ * @start: address of the first page
+ * @end: address behind the last
+ * @out: output of the first page, without an order
+ */
+struct hmm_piece {
+	unsigned long start;
+	unsigned long end;
 	unsigned long out;
-	pte_t pte;
+};
 
-	if (!ptep)
-		return false;
-	pte = ptep_get_lockless(ptep);
-	pte_unmap(ptep);
+/*
+ * May the entries of these pages, which are aligned in the address space, follow
+ * each other? If not, they do not. Device memory has entries of another form, and
+ * is rare.
+ */
+static __always_inline bool hmm_may_follow(pte_t *ptep)
+{
+	pte_t first = ptep_get(ptep), last = ptep_get(ptep + HMM_JOIN_PAGES - 1);
+	u32 pfn = pte_val(first) >> HMM_PTE_SHIFT;
 
-	if (!hmm_pte_is_plain(w->vma, pte))
+	if (unlikely(!pte_present(first)))
+		return !pte_none(first) && softleaf_is_device_private(softleaf_from_pte(first));
+	return !(pfn & (HMM_JOIN_PAGES - 1)) &&
+	       (u32)(pte_val(last) >> HMM_PTE_SHIFT) - pfn == HMM_JOIN_PAGES - 1;
+}
+
+/* Are they of a large folio? Their last page is no folio's first, so it tells. */
+static bool hmm_is_large(const struct hmm_walk *w, unsigned long addr, pte_t *ptep)
+{
+	unsigned long first = hmm_out_pte(w, addr, ptep_get(ptep));
+	unsigned long last;
+
+	addr += HMM_JOIN_SIZE - PAGE_SIZE;
+	last = hmm_out_pte(w, addr, ptep_get(ptep + HMM_JOIN_PAGES - 1));
+	return first & HMM_PFN_VALID && !(first & (HMM_JOIN_PAGES - 1)) &&
+	       last == first + HMM_JOIN_PAGES - 1 &&
+	       PageTail(pfn_to_page(last & ~HMM_PFN_FLAGS));
+}
+
+/*
+ * The first of the blocks from @addr on, which is aligned, whose entries may follow
+ * each other, or where the table ends. Mostly there is none. By itself this has a
+ * register for all that it needs.
+ */
+static noinline unsigned long hmm_skip_small(const struct hmm_table *t, unsigned long addr)
+{
+	pte_t *ptep = hmm_table_entry(t, addr);
+	unsigned long left = (t->end - addr) >> PAGE_SHIFT;
+
+	for (; left >= HMM_JOIN_PAGES; left -= HMM_JOIN_PAGES, ptep += HMM_JOIN_PAGES)
+		if (hmm_may_follow(ptep))
+			return t->end - (left << PAGE_SHIFT);
+	return t->end;
+}
+
+/*
+ * How far entries of one folio follow each other around @addr, which is a page of a
+ * large one. Pages below the cursor are of it, too, if a fault came in between.
+ */
+static void hmm_measure_piece(const struct hmm_walk *w, const struct hmm_table *t,
+			      unsigned long addr, struct hmm_piece *piece)
+{
+	unsigned long out = hmm_out_pte(w, addr, ptep_get(hmm_table_entry(t, addr)));
+	unsigned long pfn = out & ~HMM_PFN_FLAGS;
+	struct folio *folio = pfn_folio(pfn);
+	unsigned long before = pfn - folio_pfn(folio);
+	unsigned long after = folio_nr_pages(folio) - before;
+	unsigned long low, end;
+
+	low = max(t->low, addr - (min(before, (addr - t->low) >> PAGE_SHIFT) << PAGE_SHIFT));
+	end = addr + (min(after, (t->end - addr) >> PAGE_SHIFT) << PAGE_SHIFT);
+	*piece = (struct hmm_piece) { .start = addr, .end = addr, .out = out };
+	while (piece->end < end &&
+	       hmm_out_pte(w, piece->end, ptep_get(hmm_table_entry(t, piece->end))) ==
+	       out + ((piece->end - addr) >> PAGE_SHIFT))
+		piece->end += PAGE_SIZE;
+	while (piece->start > low &&
+	       hmm_out_pte(w, piece->start - PAGE_SIZE,
+			   ptep_get(hmm_table_entry(t, piece->start - PAGE_SIZE))) ==
+	       piece->out - 1) {
+		piece->start -= PAGE_SIZE;
+		piece->out--;
+	}
+}
+
+/*
+ * File systems and drivers map what they like; other memory has large folios only
+ * as transparent huge pages. Where there are none, not to look for them saves a
+ * third of the time, if the pages happen to lie one behind the other.
+ */
+static bool hmm_may_have_large_folios(struct vm_area_struct *vma)
+{
+	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) || !vma_is_anonymous(vma);
+}
+
+/*
+ * Find the first piece of a large folio that has pages at or above @addr and is
+ * worth an order. Returns false if there is none.
+ */
+static bool hmm_find_piece(const struct hmm_walk *w, const struct hmm_table *t,
+			   unsigned long addr, struct hmm_piece *piece)
+{
+	if (!hmm_may_have_large_folios(w->vma))
 		return false;
-	out = hmm_out_valid(pte_pfn(pte), pte_write(pte), 0);
-	if (hmm_need(hmm_request(w->range, *element), out))
-		return false;
-	hmm_store_page(element, out);
-	w->cursor = addr + PAGE_SIZE;
-	return true;
+	addr = ALIGN_DOWN(addr, HMM_JOIN_SIZE);
+	if (addr < t->low) {
+		if (t->end - addr <= HMM_JOIN_SIZE)
+			return false;
+		addr += HMM_JOIN_SIZE;
+	}
+	while ((addr = hmm_skip_small(t, addr)) < t->end) {
+		if (hmm_is_large(w, addr, hmm_table_entry(t, addr))) {
+			hmm_measure_piece(w, t, addr, piece);
+			if (piece->end - addr >= HMM_JOIN_SIZE)
+				return true;
+		}
+		addr += HMM_JOIN_SIZE;
+		if (addr >= t->end)
+			break;
+	}
+	return false;
+}
+
+/*
+ * Each page of the piece gets the order of the largest block that it is part of,
+ * where that is aligned in both the address space and memory.
+ */
+static void hmm_store_piece(struct hmm_walk *w, const struct hmm_piece *piece)
+{
+	unsigned long addr = piece->start, out = piece->out, order, size;
+
+	for (; addr < piece->end; addr += size, out += size >> PAGE_SHIFT) {
+		order = umin(__ffs((addr >> PAGE_SHIFT) | (out & ~HMM_PFN_FLAGS)),
+			     __fls((piece->end - addr) >> PAGE_SHIFT));
+		size = PAGE_SIZE << order;
+		if (order < HMM_JOIN_ORDER)
+			order = 0;
+		hmm_store(w, addr, addr + size, out | order << HMM_PFN_ORDER_SHIFT);
+	}
+}
+
+/* Pages below the cursor, which were stored before a fault, get an order, too. */
+static int hmm_resolve_piece(struct hmm_walk *w, const struct hmm_table *t,
+			     const struct hmm_piece *piece)
+{
+	unsigned long start = max(w->cursor, piece->start);
+	struct hmm_piece met = *piece;
+	int ret;
+
+	met.end = hmm_first_need(w, start, piece->end, piece->out);
+	hmm_store_piece(w, &met);
+	w->cursor = met.end;
+	if (met.end == piece->end)
+		return 0;
+	ret = hmm_stop(w, met.end, piece->out, false);
+	if (ret == HMM_WALK_FAULT)
+		hmm_find_run(w, hmm_table_entry(t, met.end), t->end);
+	return ret;
+}
+
+/* Read what a page table has from the cursor on. Its lock is held. */
+static int hmm_read_table(struct hmm_walk *w, const struct hmm_table *t)
+{
+	struct hmm_kind kind = {};
+	struct hmm_piece piece;
+	int ret;
+
+	while (hmm_find_piece(w, t, w->cursor, &piece)) {
+		if (piece.start > w->cursor) {
+			ret = hmm_read_ptes(w, t, &kind, w->cursor, piece.start);
+			if (ret)
+				return ret;
+		}
+		ret = hmm_resolve_piece(w, t, &piece);
+		if (ret || w->cursor == t->end)
+			return ret;
+	}
+	return hmm_read_ptes(w, t, &kind, w->cursor, t->end);
 }
 
 static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 			 unsigned long end)
 {
+	struct hmm_table t = {
+		.low	= max3(w->start, w->vma->vm_start, ALIGN_DOWN(start, PMD_SIZE)),
+		.end	= end,
+	};
 	spinlock_t *ptl;
-	pte_t *ptep;
 	int ret;
 
-	if (end - w->start == PAGE_SIZE && hmm_read_lockless(w, pmdp, start))
-		return 0;
-	ptep = pte_offset_map_lock(w->mm, pmdp, start, &ptl);
-	if (!ptep)
+	t.ptep = pte_offset_map_lock(w->mm, pmdp, t.low, &ptl);
+	if (!t.ptep)
 		return HMM_WALK_AGAIN;
-	ret = hmm_read_ptes(w, ptep, start, end);
-	hmm_join(w, start, w->cursor);
-	pte_unmap_unlock(ptep, ptl);
+	ret = hmm_read_table(w, &t);
+	pte_unmap_unlock(t.ptep, ptl);
+	return ret;
+}
+
+/*
+ * Find the entry that covers @addr in a table of PMDs, and NULL where there is
+ * no such table. Returns false if that has another reason than that nothing is
+ * mapped. Nothing frees such a table while its VMA stays, see walk_pmd_range().
+ */
+static bool hmm_find_pmd(struct mm_struct *mm, unsigned long addr, pmd_t **pmdpp)
+{
+	pgd_t *pgdp = pgd_offset(mm, addr);
+	pgd_t pgd = pgdp_get(pgdp);
+	p4d_t *p4dp, p4d;
+	pud_t *pudp, pud;
+
+	*pmdpp = NULL;
+	if (pgd_none(pgd) || pgd_bad(pgd))
+		return pgd_none(pgd);
+	p4dp = p4d_offset(pgdp, addr);
+	p4d = p4dp_get(p4dp);
+	if (p4d_none(p4d) || p4d_bad(p4d))
+		return p4d_none(p4d);
+	pudp = pud_offset(p4dp, addr);
+	pud = pudp_get(pudp);
+	if (!pud_present(pud) || pud_leaf(pud) || pud_bad(pud))
+		return pud_none(pud);
+	*pmdpp = pmd_offset(pudp, addr);
+	return true;
+}
+
+/* Is there no table, or no hugetlb entry, that could map @addr? */
+static bool hmm_has_no_table(const struct hmm_walk *w, unsigned long addr)
+{
+	unsigned long size;
+	pmd_t *pmdp;
+
+	if (!is_vm_hugetlb_page(w->vma))
+		return hmm_find_pmd(w->mm, addr, &pmdp) && !pmdp;
+	size = huge_page_size(hstate_vma(w->vma));
+	return !hugetlb_walk(w->vma, ALIGN_DOWN(addr, size), size);
+}
+
+#ifdef CONFIG_PER_VMA_LOCK
+static bool hmm_vma_is_waited_for(struct vm_area_struct *vma)
+{
+	return refcount_read(&vma->vm_refcnt) & VM_REFCNT_EXCLUDE_READERS_FLAG;
+}
+#else
+static bool hmm_vma_is_waited_for(struct vm_area_struct *vma)
+{
+	return false;
+}
+#endif
+
+/*
+ * Does anybody wait for the lock under which the walk goes on? The caller's own is
+ * not for HMM to give away.
+ */
+static bool hmm_is_waited_for(const struct hmm_walk *w)
+{
+	switch (w->lock) {
+	case HMM_VMA_LOCKED:
+		return hmm_vma_is_waited_for(w->vma);
+	case HMM_MMAP_LOCKED:
+		return w->may_unlock && mmap_lock_is_contended(w->mm);
+	case HMM_UNLOCKED:
+		break;
+	}
+	return false;
+}
+
+/* What one page table covers is done: let others have their turn. */
+static int hmm_pause(const struct hmm_walk *w)
+{
+	cond_resched();
+	return hmm_is_waited_for(w) ? HMM_WALK_PAUSE : 0;
+}
+
+/*
+ * Lock the table in which an entry for @addr would have to be made first, so that
+ * there stays none. Returns NULL if there is one by now.
+ */
+static spinlock_t *hmm_lock_hole(const struct hmm_walk *w, unsigned long addr)
+{
+	spinlock_t *ptl;
+	pmd_t *pmdp;
+
+	if (!is_vm_hugetlb_page(w->vma) && hmm_find_pmd(w->mm, addr, &pmdp) && pmdp) {
+		ptl = pmd_lock(w->mm, pmdp);
+		if (pmd_none(pmdp_get(pmdp)))
+			return ptl;
+	} else {
+		ptl = &w->mm->page_table_lock;
+		spin_lock(ptl);
+		if (hmm_has_no_table(w, addr))
+			return ptl;
+	}
+	spin_unlock(ptl);
+	return NULL;
+}
+
+/* Nothing maps [@start, @end), or did not a moment ago. */
+static int hmm_walk_hole(struct hmm_walk *w, unsigned long start, unsigned long end)
+{
+	unsigned long next;
+	spinlock_t *ptl;
+	int ret;
+
+	for (; start < end; start = next) {
+		next = hmm_addr_end(start, PMD_SIZE, end);
+		ptl = hmm_lock_hole(w, start);
+		if (!ptl)
+			return HMM_WALK_AGAIN;
+		ret = hmm_resolve_pages(w, start, next, 0);
+		spin_unlock(ptl);
+		if (!ret && next < end)
+			ret = hmm_pause(w);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/* Nothing of [@start, @end) can be had, whatever happens under the lock that is held. */
+static int hmm_walk_error(struct hmm_walk *w, unsigned long start, unsigned long end)
+{
+	unsigned long next;
+	int ret = 0;
+
+	for (; !ret && start < end; start = next) {
+		next = hmm_addr_end(start, PMD_SIZE, end);
+		ret = hmm_resolve_pages(w, start, next, HMM_PFN_ERROR);
+		if (!ret && next < end)
+			ret = hmm_pause(w);
+	}
 	return ret;
 }
 
@@ -981,7 +1240,7 @@ static int hmm_walk_pmd(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	int ret;
 
 	if (pmd_none(pmd))
-		return hmm_resolve_pages(w, start, end, 0);
+		return hmm_walk_hole(w, start, end);
 
 	if (IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) &&
 	    (!pmd_present(pmd) || pmd_trans_huge(pmd))) {
@@ -995,23 +1254,80 @@ static int hmm_walk_pmd(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	}
 	/* Mapping the PTEs would clear a bad entry, which is not ours to do. */
 	if (pmd_bad(pmd))
-		return hmm_resolve_pages(w, start, end, HMM_PFN_ERROR);
+		return hmm_walk_error(w, start, end);
 	return hmm_walk_ptes(w, pmdp, start, end);
+}
+
+/**
+ * struct hmm_giant - an entry that may map more than a page table does
+ * @entry: pointer to it
+ * @order: of what it maps
+ * @lock: takes and returns the lock that keeps it as it is, or returns NULL if it is
+ *	no longer there
+ * @out: the output of the first page that it maps, at @base
+ */
+struct hmm_giant {
+	void *entry;
+	unsigned int order;
+	spinlock_t *(*lock)(const struct hmm_walk *w, const struct hmm_giant *giant);
+	unsigned long (*out)(const struct hmm_walk *w, const struct hmm_giant *giant,
+			     unsigned long base);
+};
+
+/*
+ * What hmm_resolve_leaf() does, by parts, so that nobody waits for the lock while a
+ * quarter of a million elements are stored. They are to be alike, so that another
+ * entry is reason to begin again.
+ */
+static int hmm_walk_giant(struct hmm_walk *w, const struct hmm_giant *giant,
+			  unsigned long start, unsigned long end)
+{
+	unsigned long base = ALIGN_DOWN(start, PAGE_SIZE << giant->order);
+	unsigned long next, out, was = 0, first = max(base, w->start), addr = first;
+	spinlock_t *ptl;
+	int ret = 0;
+
+	while (!ret && addr < end) {
+		next = hmm_addr_end(addr, PMD_SIZE, end);
+		ptl = giant->lock(w, giant);
+		if (!ptl)
+			return HMM_WALK_AGAIN;
+		out = giant->out(w, giant, base);
+		if (addr != first && out != was)
+			next = first;
+		else
+			ret = hmm_resolve_part(w, base, addr, clamp(start, addr, next),
+					       next, out);
+		spin_unlock(ptl);
+		cond_resched();
+		was = out;
+		addr = next;
+	}
+	return ret;
+}
+
+static spinlock_t *hmm_lock_pud(const struct hmm_walk *w, const struct hmm_giant *giant)
+{
+	return pud_trans_huge_lock(giant->entry, w->vma);
+}
+
+static unsigned long hmm_out_giant_pud(const struct hmm_walk *w,
+				       const struct hmm_giant *giant, unsigned long base)
+{
+	return hmm_out_pud(w, base, pudp_get(giant->entry));
 }
 
 static int hmm_walk_pud(struct hmm_walk *w, pud_t *pudp, unsigned long start,
 			unsigned long end)
 {
-	spinlock_t *ptl;
-	int ret;
+	const struct hmm_giant giant = {
+		.entry	= pudp,
+		.order	= PUD_ORDER,
+		.lock	= hmm_lock_pud,
+		.out	= hmm_out_giant_pud,
+	};
 
-	ptl = pud_trans_huge_lock(pudp, w->vma);
-	if (!ptl)
-		return HMM_WALK_AGAIN;
-	ret = hmm_resolve_leaf(w, start, end, PUD_ORDER,
-			       hmm_out_pud(w, start, pudp_get(pudp)));
-	spin_unlock(ptl);
-	return ret;
+	return hmm_walk_giant(w, &giant, start, end);
 }
 
 /* The page walker's callbacks */
@@ -1019,7 +1335,7 @@ static int hmm_walk_pud(struct hmm_walk *w, pud_t *pudp, unsigned long start,
 static int hmm_pte_hole(unsigned long start, unsigned long end,
 			__always_unused int depth, struct mm_walk *walk)
 {
-	return hmm_resolve_pages(walk->private, start, end, 0);
+	return hmm_walk_hole(walk->private, start, end);
 }
 
 static int hmm_pmd_entry(pmd_t *pmdp, unsigned long start, unsigned long end,
@@ -1027,9 +1343,9 @@ static int hmm_pmd_entry(pmd_t *pmdp, unsigned long start, unsigned long end,
 {
 	int ret;
 
-	cond_resched();
-
 	ret = hmm_walk_pmd(walk->private, pmdp, start, end);
+	if (!ret)
+		return hmm_pause(walk->private);
 	if (ret != HMM_WALK_AGAIN)
 		return ret;
 	walk->action = ACTION_AGAIN;
@@ -1045,9 +1361,9 @@ static int hmm_pud_entry(pud_t *pudp, unsigned long start, unsigned long end,
 	if (pud_trans_huge(pud))
 		ret = hmm_walk_pud(walk->private, pudp, start, end);
 	else if (pud_none(pud))
-		ret = hmm_resolve_pages(walk->private, start, end, 0);
+		ret = HMM_WALK_AGAIN;
 	else if (pud_bad(pud))
-		ret = hmm_resolve_pages(walk->private, start, end, HMM_PFN_ERROR);
+		ret = hmm_walk_error(walk->private, start, end);
 	else
 		return 0;
 
@@ -1066,26 +1382,35 @@ static unsigned long hmm_out_hugetlb(const struct hmm_walk *w, pte_t pte,
 	if (huge_pte_none(pte))
 		return 0;
 	if (!pte_present(pte))
-		return hmm_out_softleaf(w, softleaf_from_pte(pte), order);
+		return hmm_out_softleaf(w, softleaf_from_pte(pte), order, pte_swp_uffd(pte));
 	if (pte_protnone(pte))
 		return 0;
-	return hmm_out_valid(pte_pfn(pte), huge_pte_write(pte), order);
+	return hmm_out_valid(pte_pfn(pte), hmm_is_writable(w, huge_pte_write(pte)), order);
+}
+
+static spinlock_t *hmm_lock_hugetlb(const struct hmm_walk *w, const struct hmm_giant *giant)
+{
+	return huge_pte_lock(hstate_vma(w->vma), w->mm, giant->entry);
+}
+
+static unsigned long hmm_out_giant_hugetlb(const struct hmm_walk *w,
+					   const struct hmm_giant *giant,
+					   unsigned long base)
+{
+	return hmm_out_hugetlb(w, huge_ptep_get(w->mm, base, giant->entry), giant->order);
 }
 
 static int hmm_walk_hugetlb_entry(struct hmm_walk *w, pte_t *ptep, struct hstate *h,
 				  unsigned long start, unsigned long end)
 {
-	unsigned long base = ALIGN_DOWN(start, huge_page_size(h));
-	unsigned int order = huge_page_order(h);
-	spinlock_t *ptl;
-	pte_t pte;
-	int ret;
+	const struct hmm_giant giant = {
+		.entry	= ptep,
+		.order	= huge_page_order(h),
+		.lock	= hmm_lock_hugetlb,
+		.out	= hmm_out_giant_hugetlb,
+	};
 
-	ptl = huge_pte_lock(h, w->mm, ptep);
-	pte = huge_ptep_get(w->mm, base, ptep);
-	ret = hmm_resolve_leaf(w, start, end, order, hmm_out_hugetlb(w, pte, order));
-	spin_unlock(ptl);
-	return ret;
+	return hmm_walk_giant(w, &giant, start, end);
 }
 
 /* The page walker holds the hugetlb VMA lock and releases it. */
@@ -1093,10 +1418,8 @@ static int hmm_hugetlb_entry(pte_t *ptep, __always_unused unsigned long hmask,
 			     unsigned long start, unsigned long end,
 			     struct mm_walk *walk)
 {
-	cond_resched();
-
 	return hmm_walk_hugetlb_entry(walk->private, ptep, hstate_vma(walk->vma),
-				      start, end);
+				      start, end) ?: hmm_pause(walk->private);
 }
 
 /* Walk a hugetlb page, or the part of it that is in the range. */
@@ -1110,7 +1433,7 @@ static int hmm_walk_hugetlb(struct hmm_walk *w, unsigned long end)
 	hugetlb_vma_lock_read(w->vma);
 	ptep = hugetlb_walk(w->vma, ALIGN_DOWN(w->cursor, size), size);
 	ret = ptep ? hmm_walk_hugetlb_entry(w, ptep, h, w->cursor, end) :
-		     hmm_resolve_pages(w, w->cursor, end, 0);
+		     hmm_walk_hole(w, w->cursor, end);
 	hugetlb_vma_unlock_read(w->vma);
 	return ret;
 }
@@ -1148,33 +1471,6 @@ static bool hmm_vma_refused(struct vm_area_struct *vma)
 }
 
 /*
- * Find the entry that covers @addr in a table of PMDs, and NULL where there is
- * no such table. Returns false if that has another reason than that nothing is
- * mapped. Nothing frees such a table while its VMA stays, see walk_pmd_range().
- */
-static bool hmm_find_pmd(struct mm_struct *mm, unsigned long addr, pmd_t **pmdpp)
-{
-	pgd_t *pgdp = pgd_offset(mm, addr);
-	pgd_t pgd = pgdp_get(pgdp);
-	p4d_t *p4dp, p4d;
-	pud_t *pudp, pud;
-
-	*pmdpp = NULL;
-	if (pgd_none(pgd) || pgd_bad(pgd))
-		return pgd_none(pgd);
-	p4dp = p4d_offset(pgdp, addr);
-	p4d = p4dp_get(p4dp);
-	if (p4d_none(p4d) || p4d_bad(p4d))
-		return p4d_none(p4d);
-	pudp = pud_offset(p4dp, addr);
-	pud = pudp_get(pudp);
-	if (!pud_present(pud) || pud_leaf(pud) || pud_bad(pud))
-		return pud_none(pud);
-	*pmdpp = pmd_offset(pudp, addr);
-	return true;
-}
-
-/*
  * Walk what one PMD entry covers, from the cursor on. Returns false if the page
  * walker has to.
  */
@@ -1185,7 +1481,7 @@ static bool hmm_walk_table(struct hmm_walk *w, unsigned long end, int *ret)
 	if (!hmm_find_pmd(w->mm, w->cursor, &pmdp))
 		return false;
 	*ret = pmdp ? hmm_walk_pmd(w, pmdp, w->cursor, end) :
-		      hmm_resolve_pages(w, w->cursor, end, 0);
+		      hmm_walk_hole(w, w->cursor, end);
 	return true;
 }
 
@@ -1199,7 +1495,7 @@ static bool hmm_walk_short(struct hmm_walk *w, int *ret)
 {
 	bool hugetlb = is_vm_hugetlb_page(w->vma);
 	unsigned long size = hugetlb ? huge_page_size(hstate_vma(w->vma)) : PMD_SIZE;
-	unsigned long end = min(w->end, ALIGN(w->cursor + 1, size));
+	unsigned long end = hmm_addr_end(w->cursor, size, w->end);
 
 	if (end != w->end && !w->look_again)
 		return false;
@@ -1219,7 +1515,7 @@ static int hmm_walk(struct hmm_walk *w)
 	int ret;
 
 	if (!w->vma || hmm_vma_refused(w->vma))
-		return hmm_resolve_pages(w, w->cursor, w->end, HMM_PFN_ERROR);
+		return hmm_walk_error(w, w->cursor, w->end);
 	if (hmm_walk_short(w, &ret))
 		return ret;
 	return walk_page_range_vma(w->vma, w->cursor, w->end,
@@ -1262,7 +1558,7 @@ static int hmm_lock_mmap(struct hmm_walk *w)
 
 	if (mmap_read_lock_killable(w->mm))
 		return -EINTR;
-	w->excused += jiffies - began;
+	w->untimed += jiffies - began;
 	w->lock = HMM_MMAP_LOCKED;
 	return 0;
 }
@@ -1288,8 +1584,8 @@ static void hmm_find_vma(struct hmm_walk *w)
 
 /*
  * Have a lock held, and w->vma and w->end be those of the cursor, on success.
- * A caller who holds the mmap lock himself is never interrupted: nothing that
- * he waits for can drop it.
+ * Somebody who waits for a lock that is held gets it. A caller who holds the mmap
+ * lock himself is interrupted before a fault only, see hmm_fault_run().
  */
 static int hmm_lock(struct hmm_walk *w)
 {
@@ -1297,14 +1593,13 @@ static int hmm_lock(struct hmm_walk *w)
 
 	if (w->may_unlock && fatal_signal_pending(current))
 		return -EINTR;
-	if (w->lock != HMM_UNLOCKED && w->cursor < w->end)
+	if (w->lock != HMM_UNLOCKED && w->cursor < w->end && !hmm_is_waited_for(w))
 		return 0;
 
 	if (w->may_unlock) {
-		if (w->lock != HMM_UNLOCKED) {
+		if (w->lock != HMM_UNLOCKED && w->cursor == w->end)
 			w->need_mmap_lock = false;
-			hmm_unlock(w);
-		}
+		hmm_unlock(w);
 		ret = hmm_lock_vma(w) ? 0 : hmm_lock_mmap(w);
 		if (ret)
 			return ret;
@@ -1347,6 +1642,31 @@ static int hmm_fault_unlocked(struct hmm_walk *w, vm_fault_t fault)
 	return 0;
 }
 
+/* Has the range been invalidated since the walk last asked? */
+static bool hmm_sequence_moved(struct hmm_walk *w)
+{
+	unsigned long seq = READ_ONCE(w->range->notifier->invalidate_seq);
+	bool moved = seq != w->seq;
+
+	w->seq = seq;
+	return moved;
+}
+
+/* Have invalidations kept the step from being filled for as long as they may? */
+static bool hmm_timed_out(const struct hmm_walk *w)
+{
+	return w->timeout && jiffies - w->began - w->untimed >= w->timeout;
+}
+
+/*
+ * Is there no point in faulting more? With the caller's lock held, there will be no
+ * second walk to look at what is faulted now. A second walk has less to do.
+ */
+static bool hmm_is_pointless(const struct hmm_walk *w)
+{
+	return w->disturbed && (!w->may_unlock || hmm_timed_out(w));
+}
+
 /*
  * Handle the fault of the page at w->addr. The lock is held on entry. On return
  * it is what w->lock says: it may have been dropped on success, when it is HMM's
@@ -1363,7 +1683,11 @@ static int hmm_fault(struct hmm_walk *w)
 		return 0;
 	}
 
+	if (hmm_sequence_moved(w))
+		w->disturbed = true;
 	fault = handle_mm_fault(w->vma, w->addr, hmm_fault_flags(w), NULL);
+	if (hmm_sequence_moved(w) && w->fills_hole)
+		w->disturbed = true;
 	w->faulted = true;
 	w->look_again = true;
 
@@ -1376,7 +1700,8 @@ static int hmm_fault(struct hmm_walk *w)
 
 /*
  * Handle the faults that the walk stopped for, for as long as the lock is held.
- * Whoever is killed meanwhile is told so by hmm_lock().
+ * A fault that breaks copy-on-write or brings back what is on a device invalidates
+ * the range itself, and then nobody can tell what others did meanwhile.
  */
 static int hmm_fault_run(struct hmm_walk *w)
 {
@@ -1384,12 +1709,18 @@ static int hmm_fault_run(struct hmm_walk *w)
 	int ret = 0;
 
 	for_each_set_bit(i, &w->run, BITS_PER_LONG) {
+		if (fatal_signal_pending(current))
+			ret = -EINTR;
+		else if (hmm_is_pointless(w))
+			ret = HMM_WALK_STALE;
+		if (ret)
+			break;
 		w->addr = first + (i << PAGE_SHIFT);
 		ret = hmm_fault(w);
-		if (ret || w->lock == HMM_UNLOCKED || fatal_signal_pending(current))
+		if (ret || w->lock == HMM_UNLOCKED)
 			break;
 	}
-	w->excused += jiffies - began;
+	w->faulting += jiffies - began;
 	return ret;
 }
 
@@ -1426,15 +1757,15 @@ static int hmm_fill(struct hmm_walk *w)
 		ret = hmm_lock(w) ?: hmm_walk(w);
 		if (ret == HMM_WALK_FAULT)
 			ret = hmm_fault_run(w);
-		if (ret && ret != HMM_WALK_AGAIN)
+		if (ret && ret != HMM_WALK_AGAIN && ret != HMM_WALK_PAUSE)
 			return ret;
 		if (w->cursor == w->stop)
 			break;
 		cond_resched();
 	}
-	if (mmu_interval_check_retry(range->notifier, range->notifier_seq))
-		return HMM_WALK_STALE;
-	return 0;
+	if (hmm_sequence_moved(w))
+		w->disturbed = true;
+	return w->seq == range->notifier_seq ? 0 : HMM_WALK_STALE;
 }
 
 /**
@@ -1511,13 +1842,19 @@ static int hmm_make_room(struct hmm_walk *w, u16 *few)
 	return w->requests ? 0 : -ENOMEM;
 }
 
-/* Fill the step once. No lock is held on entry, nor on return. */
+/* Fill the step once, from its start. No lock is held on entry, nor on return. */
 static int hmm_fill_unlocked(struct hmm_walk *w)
 {
+	struct hmm_range *range = w->range;
 	int ret;
 
+	w->cursor = w->start;
+	w->need_mmap_lock = false;
 	w->faulted = false;
-	w->range->notifier_seq = mmu_interval_read_begin(w->range->notifier);
+	w->disturbed = false;
+	w->faulting = 0;
+	range->notifier_seq = mmu_interval_read_begin(range->notifier);
+	w->seq = range->notifier_seq;
 	ret = hmm_fill(w);
 	hmm_unlock(w);
 	return ret;
@@ -1527,7 +1864,7 @@ static int hmm_fill_unlocked(struct hmm_walk *w)
  * Hand the step over, and set @ret to what comes of it. Returns false if it is
  * no longer as it was found.
  */
-static bool hmm_commit(const struct hmm_walk *w, const struct hmm_commit_ops *ops, int *ret)
+static bool hmm_commit(struct hmm_walk *w, const struct hmm_commit_ops *ops, int *ret)
 {
 	struct hmm_range *range = w->range;
 	bool valid;
@@ -1537,6 +1874,7 @@ static bool hmm_commit(const struct hmm_walk *w, const struct hmm_commit_ops *op
 	if (valid)
 		*ret = ops->commit(range, w->start, w->stop);
 	ops->unlock(range);
+	w->disturbed |= !valid;
 	return valid;
 }
 
@@ -1550,29 +1888,45 @@ static bool hmm_try(struct hmm_walk *w, const struct hmm_commit_ops *ops, int *r
 }
 
 /*
- * A step that was invalidated although it had nothing to wait for is too long
- * for how often that happens. Faults take time but once.
+ * May there be another walk after one that was for nothing? The time that its faults
+ * took counts if it was others who invalidated the range. If it was the faults, the
+ * next walk does not need them. That cannot go on, either, if it does not help.
+ */
+static bool hmm_may_retry(struct hmm_walk *w)
+{
+	if (!w->timeout)
+		return true;
+	if (!w->disturbed)
+		w->untimed += w->faulting;
+	if (hmm_timed_out(w))
+		return false;
+	return w->stale_walks < 2 || (jiffies - w->began) / HMM_TIMEOUTS < w->timeout;
+}
+
+/*
+ * A step is too long for how often it is invalidated if that happens although it
+ * had nothing to wait for, or twice. Faults take time but once.
  */
 static void hmm_shorten(struct hmm_walk *w)
 {
-	if (!w->step || w->faulted)
+	if (!w->step || (w->faulted && w->stale_walks < 2))
 		return;
 	w->step = max(w->step / 2, 1UL);
-	w->stop = min(w->stop, w->start + (w->step << PAGE_SHIFT));
+	w->stop = hmm_addr_end(w->start, w->step << PAGE_SHIFT, w->stop);
 }
 
 /* Fill the step until it stays as it is for a whole walk, and is handed over. */
-static int hmm_fill_retry(struct hmm_walk *w, unsigned long timeout,
-			  const struct hmm_commit_ops *ops)
+static int hmm_fill_retry(struct hmm_walk *w, const struct hmm_commit_ops *ops)
 {
-	unsigned long began = jiffies;
 	int ret;
 
-	w->excused = 0;
+	w->began = jiffies;
+	w->untimed = 0;
+	w->stale_walks = 0;
 	while (!hmm_try(w, ops, &ret)) {
-		if (timeout && jiffies - began - w->excused >= timeout)
+		w->stale_walks++;
+		if (!hmm_may_retry(w))
 			return -EBUSY;
-		hmm_rewind(w);
 		hmm_shorten(w);
 	}
 	return ret;
@@ -1586,8 +1940,6 @@ static bool hmm_next_step(struct hmm_walk *w)
 	w->start = w->stop;
 	w->step = min(w->step * 2, HMM_STEP_PAGES);
 	w->stop = hmm_step_end(w->range, w->start, w->step);
-	w->cursor = w->start;
-	w->need_mmap_lock = false;
 	return true;
 }
 
@@ -1608,6 +1960,7 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 
 	hmm_walk_init(&w, range, ops ? HMM_STEP_PAGES : 0);
 	w.may_unlock = true;
+	w.timeout = timeout;
 	if (!mmget_not_zero(w.mm))
 		return -EFAULT;
 	ret = hmm_make_room(&w, few);
@@ -1616,7 +1969,7 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 
 	do {
 		hmm_save_requests(&w);
-		ret = hmm_fill_retry(&w, timeout, ops);
+		ret = hmm_fill_retry(&w, ops);
 	} while (!ret && hmm_next_step(&w));
 
 	/* Mostly there is none, and kvfree() takes its time to find that out. */
