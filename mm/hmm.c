@@ -142,6 +142,8 @@ enum hmm_lock {
  * @need: what that page's request lacks
  * @run: which pages from @addr on lack the same, as a bitmap
  * @tried: the page whose fault last dropped the lock
+ * @last: the page that was last faulted
+ * @since: since when it is that one, in jiffies
  * @seq: the notifier's sequence when the walk last looked at it
  * @timeout: for how long invalidations may keep a step from being filled, in
  *	jiffies, or 0 for as long as it takes
@@ -176,6 +178,8 @@ struct hmm_walk {
 	unsigned long		need;
 	unsigned long		run;
 	unsigned long		tried;
+	unsigned long		last;
+	unsigned long		since;
 	unsigned long		seq;
 	unsigned long		timeout;
 	unsigned long		began;
@@ -229,6 +233,8 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 		.need		= 0,
 		.run		= 0,
 		.tried		= ULONG_MAX,
+		.last		= ULONG_MAX,
+		.since		= 0,
 		.seq		= range->notifier_seq,
 		.timeout	= 0,
 		.began		= 0,
@@ -1659,6 +1665,19 @@ static bool hmm_timed_out(const struct hmm_walk *w)
 }
 
 /*
+ * Does the page at w->addr stay as it is, however often and for however long it is
+ * faulted? No signal ends what a kernel thread waits for.
+ */
+static bool hmm_is_stuck(struct hmm_walk *w)
+{
+	if (w->last != w->addr) {
+		w->last = w->addr;
+		w->since = jiffies;
+	}
+	return w->timeout && (jiffies - w->since) / HMM_TIMEOUTS >= w->timeout;
+}
+
+/*
  * Is there no point in faulting more? With the caller's lock held, there will be no
  * second walk to look at what is faulted now. A second walk has less to do.
  */
@@ -1698,6 +1717,16 @@ static int hmm_fault(struct hmm_walk *w)
 	return 0;
 }
 
+/* What ends a call, or this walk of it, between any two faults */
+static int hmm_may_fault(struct hmm_walk *w)
+{
+	if (fatal_signal_pending(current))
+		return -EINTR;
+	if (hmm_is_stuck(w))
+		return -EBUSY;
+	return hmm_is_pointless(w) ? HMM_WALK_STALE : 0;
+}
+
 /*
  * Handle the faults that the walk stopped for, for as long as the lock is held.
  * A fault that breaks copy-on-write or brings back what is on a device invalidates
@@ -1709,14 +1738,8 @@ static int hmm_fault_run(struct hmm_walk *w)
 	int ret = 0;
 
 	for_each_set_bit(i, &w->run, BITS_PER_LONG) {
-		if (fatal_signal_pending(current))
-			ret = -EINTR;
-		else if (hmm_is_pointless(w))
-			ret = HMM_WALK_STALE;
-		if (ret)
-			break;
 		w->addr = first + (i << PAGE_SHIFT);
-		ret = hmm_fault(w);
+		ret = hmm_may_fault(w) ?: hmm_fault(w);
 		if (ret || w->lock == HMM_UNLOCKED)
 			break;
 	}
@@ -1783,6 +1806,9 @@ static int hmm_fill(struct hmm_walk *w)
  * returns true, and after -EBUSY, start over from mmu_interval_read_begin(),
  * with the requests filled in again.
  *
+ * When somebody else invalidates the range, the outputs are stale whatever follows,
+ * and the call ends before the next fault.
+ *
  * A VMA whose fault handler has to drop the mmap lock, as userfaultfd does,
  * cannot be faulted by this call: that gives -EFAULT. Prefer
  * hmm_range_fault_unlocked_timeout() unless the lock is needed for something
@@ -1795,11 +1821,14 @@ static int hmm_fill(struct hmm_walk *w)
  * * 0 - every page is stored
  * * -EINVAL - the range is empty, is not page aligned, is not inside the
  *   notifier's interval, or has no notifier or no hmm_pfns; nothing is stored
- * * -EPERM - a write was requested of a page in a VMA without VM_WRITE
+ * * -EPERM - a write was requested of a page in a VMA without VM_WRITE, or in a
+ *   shadow stack
  * * -EFAULT - a page with a request cannot be accessed, see %HMM_PFN_ERROR,
  *   or its fault failed for good
  * * -ENOMEM - a fault ran out of memory
  * * -EBUSY - the range was invalidated since mmu_interval_read_begin()
+ * * -EINTR - the calling task has a fatal signal pending, and a page would have to
+ *   be faulted
  *
  * After an error other than -EINVAL a part of hmm_pfns holds outputs, which
  * mean nothing. Sticky bits are what they were.
@@ -1990,9 +2019,9 @@ put_mm:
  *	&hmm_range.notifier_seq is set by the call, and is what the caller
  *	hands to mmu_interval_read_retry().
  * @timeout: for how long invalidations may keep the call from finishing, in
- *	jiffies, or 0 for as long as it takes. Time spent handling faults or
- *	waiting for the mmap lock does not count, and at least one walk is
- *	always made to the end.
+ *	jiffies, or 0 for as long as it takes. Time spent waiting for the mmap
+ *	lock does not count, nor does that of faults, unless others made the
+ *	walk void that the faults were part of.
  *
  * Does what hmm_range_fault() does, and all around it: takes the lock of one
  * VMA after the other, or the mmap lock where that will not do, lets fault
@@ -2010,7 +2039,9 @@ put_mm:
  * * -EFAULT - also when the process is gone or was reaped by the OOM killer
  * * -ENOMEM - also when there is no memory to keep the requests of a range of
  *   more than 512 pages in, whose elements have a say in them
- * * -EBUSY - the range was invalidated for longer than @timeout
+ * * -EBUSY - the range was invalidated for longer than @timeout, or for ten times
+ *   as long nothing got on: neither a walk without an invalidation, nor a page that
+ *   is faulted
  * * -EINTR - the calling task has a fatal signal pending
  */
 int hmm_range_fault_unlocked_timeout(struct hmm_range *range,

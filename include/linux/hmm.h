@@ -25,7 +25,8 @@ struct mmu_interval_notifier;
  *	%HMM_PFN_VALID.
  * @HMM_PFN_ERROR: Output: no fault can make this page accessible. There is no
  *	VMA, it does not allow reads, it maps I/O, a special page or secret
- *	memory, the memory is poisoned or guarded, or the entry is corrupt.
+ *	memory, the memory is poisoned or guarded, the entry is corrupt, or the
+ *	pfn does not fit into an element, as on 32 bits above 8 GiB.
  * @HMM_PFN_DMA_MAPPED: Sticky: the page is DMA mapped, see hmm_dma_map_pfn().
  * @HMM_PFN_P2PDMA: Sticky: the page is peer to peer memory and mapped through
  *	the host bridge.
@@ -40,7 +41,10 @@ struct mmu_interval_notifier;
  * @HMM_PFN_FLAGS: All that is not pfn: the flags and the order.
  *
  * Sticky bits are the caller's own. They are carried from input to output,
- * whatever the page turns out to be and also when the call fails.
+ * whatever the page turns out to be and also when the call fails. What the
+ * invalidate callback clears while a call runs stays cleared; what is set in that
+ * time may be lost. An element is stored by one write, and one with %HMM_PFN_VALID
+ * keeps it until a newer output takes its place.
  *
  * An output without %HMM_PFN_VALID and %HMM_PFN_ERROR says that the page is
  * not accessible at present and that faulting it could succeed. It has
