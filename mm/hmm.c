@@ -208,47 +208,33 @@ static unsigned long hmm_step_end(const struct hmm_range *range, unsigned long s
 }
 
 /*
- * The state before anything is filled, of a @range that hmm_check() has let pass.
- * Every member is named, so that @w can be __uninitialized: compilers that zero
- * what is on the stack would do it in a way that takes a sixth of a call for one
- * page.
+ * The state before anything is filled, of a @range that hmm_check() has let pass. A
+ * call for one page is so short that it matters to set nothing that will be set before
+ * it is read: by hmm_find_vma() or hmm_stop(), with @tried or @last, or by
+ * hmm_fill_retry().
  */
 static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range,
 					  unsigned long step)
 {
-	*w = (struct hmm_walk) {
-		.range		= range,
-		.start		= range->start,
-		.stop		= hmm_step_end(range, range->start, step),
-		.step		= step,
-		.mm		= range->notifier->mm,
-		.requests	= NULL,
-		.saved		= range->start,
-		.saved_end	= range->start,
-		.cursor		= range->start,
-		.vma		= NULL,
-		.end		= range->start,
-		.lock		= HMM_UNLOCKED,
-		.addr		= 0,
-		.need		= 0,
-		.run		= 0,
-		.tried		= ULONG_MAX,
-		.last		= ULONG_MAX,
-		.since		= 0,
-		.seq		= range->notifier_seq,
-		.timeout	= 0,
-		.began		= 0,
-		.untimed	= 0,
-		.faulting	= 0,
-		.stale_walks	= 0,
-		.may_unlock	= false,
-		.need_mmap_lock	= false,
-		.waited		= false,
-		.faulted	= false,
-		.look_again	= false,
-		.fills_hole	= false,
-		.disturbed	= false,
-	};
+	w->range = range;
+	w->start = range->start;
+	w->stop = hmm_step_end(range, range->start, step);
+	w->step = step;
+	w->mm = range->notifier->mm;
+	w->requests = NULL;
+	w->cursor = range->start;
+	w->end = range->start;
+	w->lock = HMM_UNLOCKED;
+	w->tried = ULONG_MAX;
+	w->last = ULONG_MAX;
+	w->seq = range->notifier_seq;
+	w->timeout = 0;
+	w->faulting = 0;
+	w->may_unlock = false;
+	w->need_mmap_lock = false;
+	w->faulted = false;
+	w->look_again = false;
+	w->disturbed = false;
 }
 
 /* Requests */
@@ -1007,7 +993,7 @@ static bool hmm_may_have_large_folios(struct vm_area_struct *vma)
 static bool hmm_find_piece(const struct hmm_walk *w, const struct hmm_table *t,
 			   unsigned long addr, struct hmm_piece *piece)
 {
-	if (!hmm_may_have_large_folios(w->vma))
+	if (t->end - t->low < HMM_JOIN_SIZE || !hmm_may_have_large_folios(w->vma))
 		return false;
 	addr = ALIGN_DOWN(addr, HMM_JOIN_SIZE);
 	if (addr < t->low) {
@@ -1085,6 +1071,33 @@ static int hmm_read_table(struct hmm_walk *w, const struct hmm_table *t)
 	return hmm_read_ptes(w, t, &kind, w->cursor, t->end);
 }
 
+/*
+ * Is the output of the page at @addr, which is all there is to fill, in its element
+ * already, and enough? So it often is in a list that a driver keeps, and what need not
+ * be stored needs no lock: the output of a normal page comes from its entry alone.
+ * Should that change, it is for the notifier to tell.
+ */
+static bool hmm_is_stored(struct hmm_walk *w, pmd_t *pmdp, unsigned long addr)
+{
+	unsigned long element = READ_ONCE(*hmm_element(w->range, addr));
+	pte_t *ptep = pte_offset_map(pmdp, addr);
+	unsigned long out;
+	pte_t pte;
+
+	if (!ptep)
+		return false;
+	pte = ptep_get_lockless(ptep);
+	pte_unmap(ptep);
+
+	if (!hmm_pte_is_plain(w->vma, pte))
+		return false;
+	out = hmm_out_valid(pte_pfn(pte), hmm_is_writable(w, pte_write(pte)), 0);
+	if ((element ^ out) & ~HMM_STICKY || hmm_need(hmm_request(w, addr), out))
+		return false;
+	w->cursor = addr + PAGE_SIZE;
+	return true;
+}
+
 static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 			 unsigned long end)
 {
@@ -1095,6 +1108,8 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	spinlock_t *ptl;
 	int ret;
 
+	if (end - w->start == PAGE_SIZE && hmm_is_stored(w, pmdp, start))
+		return 0;
 	t.ptep = pte_offset_map_lock(w->mm, pmdp, t.low, &ptl);
 	if (!t.ptep)
 		return HMM_WALK_AGAIN;
@@ -1179,48 +1194,40 @@ static int hmm_pause(const struct hmm_walk *w)
 }
 
 /*
- * Lock the table in which an entry for @addr would have to be made first, so that
- * there stays none. Returns NULL if there is one by now.
+ * Nothing maps [@start, @end), which one page table could, or did not a moment ago:
+ * @pmdp is where there is no such table, or NULL where there is no place for one.
+ * Who makes the first entry takes the lock that is taken here.
  */
-static spinlock_t *hmm_lock_hole(const struct hmm_walk *w, unsigned long addr)
+static int hmm_walk_empty(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
+			  unsigned long end)
 {
-	spinlock_t *ptl;
-	pmd_t *pmdp;
+	spinlock_t *ptl = pmdp ? pmd_lockptr(w->mm, pmdp) : &w->mm->page_table_lock;
+	int ret = HMM_WALK_AGAIN;
 
-	if (!is_vm_hugetlb_page(w->vma) && hmm_find_pmd(w->mm, addr, &pmdp) && pmdp) {
-		ptl = pmd_lock(w->mm, pmdp);
-		if (pmd_none(pmdp_get(pmdp)))
-			return ptl;
-	} else {
-		ptl = &w->mm->page_table_lock;
-		spin_lock(ptl);
-		if (hmm_has_no_table(w, addr))
-			return ptl;
-	}
+	spin_lock(ptl);
+	if (pmdp ? pmd_none(pmdp_get(pmdp)) : hmm_has_no_table(w, start))
+		ret = hmm_resolve_pages(w, start, end, 0);
 	spin_unlock(ptl);
-	return NULL;
+	return ret;
 }
 
-/* Nothing maps [@start, @end), or did not a moment ago. */
+/* Nothing maps [@start, @end): there are no page tables, or no hugetlb entry. */
 static int hmm_walk_hole(struct hmm_walk *w, unsigned long start, unsigned long end)
 {
 	unsigned long next;
-	spinlock_t *ptl;
-	int ret;
+	pmd_t *pmdp;
+	int ret = 0;
 
-	for (; start < end; start = next) {
+	for (; !ret && start < end; start = next) {
 		next = hmm_addr_end(start, PMD_SIZE, end);
-		ptl = hmm_lock_hole(w, start);
-		if (!ptl)
+		pmdp = NULL;
+		if (!is_vm_hugetlb_page(w->vma) && !hmm_find_pmd(w->mm, start, &pmdp))
 			return HMM_WALK_AGAIN;
-		ret = hmm_resolve_pages(w, start, next, 0);
-		spin_unlock(ptl);
+		ret = hmm_walk_empty(w, pmdp, start, next);
 		if (!ret && next < end)
 			ret = hmm_pause(w);
-		if (ret)
-			return ret;
 	}
-	return 0;
+	return ret;
 }
 
 /* Nothing of [@start, @end) can be had, whatever happens under the lock that is held. */
@@ -1246,7 +1253,7 @@ static int hmm_walk_pmd(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	int ret;
 
 	if (pmd_none(pmd))
-		return hmm_walk_hole(w, start, end);
+		return hmm_walk_empty(w, pmdp, start, end);
 
 	if (IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) &&
 	    (!pmd_present(pmd) || pmd_trans_huge(pmd))) {
@@ -1487,7 +1494,7 @@ static bool hmm_walk_table(struct hmm_walk *w, unsigned long end, int *ret)
 	if (!hmm_find_pmd(w->mm, w->cursor, &pmdp))
 		return false;
 	*ret = pmdp ? hmm_walk_pmd(w, pmdp, w->cursor, end) :
-		      hmm_walk_hole(w, w->cursor, end);
+		      hmm_walk_empty(w, NULL, w->cursor, end);
 	return true;
 }
 
@@ -1864,6 +1871,7 @@ static int hmm_make_room(struct hmm_walk *w, u16 *few)
 	if (!hmm_has_page_requests(w->range))
 		return 0;
 	w->requests = few;
+	w->saved_end = w->start;
 	if (w->step || npages <= HMM_STEP_PAGES)
 		return 0;
 	w->requests = kvmalloc_array(DIV_ROUND_UP(npages, HMM_BLOCK), sizeof(*few),
