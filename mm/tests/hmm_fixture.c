@@ -182,6 +182,8 @@ static bool hmm_test_invalidate(struct mmu_interval_notifier *notifier,
 	mmu_interval_set_seq(notifier, seq);
 	mutex_unlock(&t->device);
 	t->invalidations++;
+	if (t->on_invalidate)
+		t->on_invalidate(t);
 	if (t->pause) {
 		complete(&t->entered);
 		schedule_timeout_uninterruptible(t->pause);
@@ -201,15 +203,34 @@ static void hmm_watch(struct hmm_fixture *t)
 
 	KUNIT_ASSERT_GE(t->test, t->start, PAGE_SIZE);
 	ret = mmu_interval_notifier_insert(&t->notifier, t->mm, t->start - PAGE_SIZE,
-					   HMM_SIZE + 2 * PAGE_SIZE,
+					   (t->npages + 2) << PAGE_SHIFT,
 					   &hmm_test_notifier_ops);
+	KUNIT_ASSERT_EQ(t->test, ret, 0);
+}
+
+static void hmm_free_elements(void *elements)
+{
+	kvfree(elements);
+}
+
+static void hmm_alloc_elements(struct hmm_fixture *t)
+{
+	int ret;
+
+	t->elements = kvcalloc(t->npages, sizeof(*t->elements), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(t->test, t->elements);
+	ret = kunit_add_action_or_reset(t->test, hmm_free_elements, t->elements);
 	KUNIT_ASSERT_EQ(t->test, ret, 0);
 }
 
 static void hmm_map(struct hmm_fixture *t, unsigned long start, struct file *file,
 		    unsigned long prot, unsigned long flags)
 {
-	t->start = kunit_vm_mmap(t->test, file, start, HMM_SIZE, prot, flags, 0);
+	unsigned long size = t->npages << PAGE_SHIFT;
+
+	if (t->npages > HMM_PAGES)
+		hmm_alloc_elements(t);
+	t->start = kunit_vm_mmap(t->test, file, start, size, prot, flags, 0);
 	KUNIT_ASSERT_FALSE(t->test, !t->start || IS_ERR_VALUE(t->start));
 	t->mm = current->mm;
 	hmm_watch(t);
@@ -256,7 +277,9 @@ static vm_fault_t hmm_handler_fault(struct vm_fault *vmf)
 	unsigned long page = (vmf->address - t->start) >> PAGE_SHIFT;
 
 	hmm_expect_only_mmap_lock(t);
-	t->faults[page]++;
+	t->handled++;
+	if (page < HMM_PAGES)
+		t->faults[page]++;
 	return t->handle ? t->handle(t, vmf, page) : hmm_handler_map(vmf);
 }
 
@@ -366,11 +389,13 @@ struct page *hmm_cpu_page(struct hmm_fixture *t, unsigned long page)
 void hmm_ask(struct hmm_fixture *t, unsigned long page, unsigned long npages)
 {
 	memset(t->pfns, 0, sizeof(t->pfns));
+	if (t->elements)
+		memset(t->elements, 0, t->npages * sizeof(*t->elements));
 	t->range = (struct hmm_range) {
 		.notifier	= &t->notifier,
 		.start		= hmm_addr(t, page),
 		.end		= hmm_addr(t, page + npages),
-		.hmm_pfns	= t->pfns,
+		.hmm_pfns	= t->elements ?: t->pfns,
 	};
 }
 
@@ -433,6 +458,7 @@ int hmm_test_init(struct kunit *test)
 		return -ENOMEM;
 	t->test = test;
 	t->call = test->param_value;
+	t->npages = HMM_PAGES;
 	init_completion(&t->entered);
 	init_completion(&t->over);
 	mutex_init(&t->device);

@@ -61,15 +61,20 @@ struct hmm_plan {
  * @mm: the address space, the test thread's own
  * @notifier: covers the mapping, and the page before and after it
  * @invalidations: how often @notifier was told
+ * @on_invalidate: what @notifier does besides
  * @start: where the mapping begins
+ * @npages: how many pages it has; set before it is made, if not HMM_PAGES
  * @range: what is handed to the call
  * @pfns: its elements
+ * @elements: its elements, if the mapping has more pages than HMM_PAGES
  * @asked: what they were before the call, to ask again
  * @file: what is mapped by hmm_map_handler()
  * @handle: decides a fault; NULL maps a new page
  * @private: what else @handle needs
  * @by_vma: @handle can do with the lock of the VMA, where there is one
- * @faults: how often each page was faulted, in a mapping with a handler
+ * @faults: how often each of the first HMM_PAGES pages was faulted, in a mapping with
+ *	a handler
+ * @handled: how many faults the handler has had in all
  * @plan: what faults do besides, for hmm_handle_plan()
  * @due: how often each page has to be faulted, in all
  * @sticky: the sticky bits that each element has to have in the end
@@ -77,6 +82,8 @@ struct hmm_plan {
  * @entered: @other is in the middle of it
  * @over: that @other may end
  * @late: that it did so by itself, and long after
+ * @lost: how many outputs were not there when they were looked for
+ * @slow: for how long a fault sleeps, in jiffies
  * @pause: for how long an invalidation goes on, in jiffies
  * @rounds: how often @other was begun
  * @limit: how often it is to be
@@ -101,16 +108,20 @@ struct hmm_fixture {
 	struct mm_struct *mm;
 	struct mmu_interval_notifier notifier;
 	unsigned int invalidations;
+	void (*on_invalidate)(struct hmm_fixture *t);
 	unsigned long start;
+	unsigned long npages;
 	struct hmm_range range;
 	unsigned long pfns[HMM_PAGES];
 	unsigned long asked[HMM_PAGES];
+	unsigned long *elements;
 	struct file *file;
 	vm_fault_t (*handle)(struct hmm_fixture *t, struct vm_fault *vmf,
 			     unsigned long page);
 	void *private;
 	bool by_vma;
 	unsigned int faults[HMM_PAGES];
+	unsigned long handled;
 	struct hmm_plan plan[HMM_PLAN_PAGES];
 	unsigned int due[HMM_PLAN_PAGES];
 	unsigned long sticky[HMM_PLAN_PAGES];
@@ -118,6 +129,8 @@ struct hmm_fixture {
 	struct completion entered;
 	struct completion over;
 	bool late;
+	unsigned long lost;
+	unsigned long slow;
 	unsigned long pause;
 	unsigned int rounds;
 	unsigned int limit;
