@@ -15,6 +15,7 @@
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
 
+#include "../hmm_internal.h"
 #include "hmm_fixture.h"
 
 /* Looking, without a request */
@@ -566,6 +567,69 @@ static void hmm_test_sticky_bits_on_error(struct kunit *test)
 	hmm_expect_error_at_600(t, HMM_WRITE, -EFAULT);
 }
 
+/* Addresses */
+
+/*
+ * How many bytes there are behind @addr in its block or before @end, whichever is less.
+ * Such numbers never wrap, and an @end of 0 is that of all addresses.
+ */
+static unsigned long hmm_bytes_left(unsigned long addr, unsigned long size,
+				    unsigned long end)
+{
+	return min(size - 1 - addr % size, end - 1 - addr);
+}
+
+static void hmm_expect_addr_end(struct kunit *test, unsigned long addr,
+				unsigned long size, unsigned long end)
+{
+	/* What ends where it begins, or before, is no range. */
+	if (end - 1 <= addr)
+		return;
+	KUNIT_ASSERT_EQ_MSG(test, hmm_addr_end(addr, size, end),
+			    addr + hmm_bytes_left(addr, size, end) + 1,
+			    "%#lx in blocks of %#lx bytes up to %#lx", addr, size, end);
+}
+
+/* Every place around @edge, in blocks of every size, cut around @border. */
+static void hmm_expect_addr_ends(struct kunit *test, unsigned long edge,
+				 unsigned long border)
+{
+	unsigned long i, j;
+	unsigned int order;
+
+	for (order = PAGE_SHIFT; order < BITS_PER_LONG; order++)
+		for (i = 0; i < 8; i++)
+			for (j = 0; j < 8; j++)
+				hmm_expect_addr_end(test, edge + (i - 4) * PAGE_SIZE,
+						    1UL << order,
+						    border + (j - 4) * PAGE_SIZE);
+}
+
+/* The last page of all addresses may be one of a program's, as on s390 it nearly is. */
+static void hmm_test_addr_end(struct kunit *test)
+{
+	unsigned long edge, border;
+	unsigned int i, j;
+
+	for (i = PAGE_SHIFT + 4; i <= BITS_PER_LONG; i++)
+		for (j = i; j <= BITS_PER_LONG; j++) {
+			edge = i < BITS_PER_LONG ? 1UL << i : 0;
+			border = j < BITS_PER_LONG ? 1UL << j : 0;
+			hmm_expect_addr_ends(test, edge, border);
+			hmm_expect_addr_ends(test, -edge, border);
+			hmm_expect_addr_ends(test, -edge, -border);
+			hmm_expect_addr_ends(test, -border, -edge);
+		}
+
+	/* In so many words. */
+	KUNIT_EXPECT_EQ(test, hmm_addr_end(0, PMD_SIZE, PMD_SIZE), PMD_SIZE);
+	KUNIT_EXPECT_EQ(test, hmm_addr_end(PMD_SIZE, PMD_SIZE, -PAGE_SIZE), 2 * PMD_SIZE);
+	KUNIT_EXPECT_EQ(test, hmm_addr_end(-PMD_SIZE, PMD_SIZE, -PAGE_SIZE), -PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, hmm_addr_end(-2 * PAGE_SIZE, PMD_SIZE, -PAGE_SIZE), -PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, hmm_addr_end(-PAGE_SIZE, PMD_SIZE, 0), 0);
+	KUNIT_EXPECT_EQ(test, hmm_addr_end(-PAGE_SIZE, PAGE_SIZE, 0), 0);
+}
+
 /* The suite */
 
 static struct kunit_case hmm_test_cases[] = {
@@ -594,6 +658,7 @@ static struct kunit_case hmm_test_cases[] = {
 	HMM_CASE(fault_errors),
 	HMM_CASE(arguments),
 	KUNIT_CASE(hmm_test_no_notifier),
+	KUNIT_CASE(hmm_test_addr_end),
 	HMM_CASE(sticky_bits),
 	HMM_CASE(sticky_bits_alone),
 	HMM_CASE(sticky_bits_on_error),
