@@ -221,6 +221,26 @@ static void hmm_test_joined_by_rights(struct kunit *test)
 		hmm_ask_joined(t, first, HMM_JOIN_LAST);
 }
 
+/*
+ * Give the pages from @from on a VMA of their own, with the same rights. It is mapped
+ * with others, so that it is not merged.
+ */
+static void hmm_split_vma(struct hmm_fixture *t, unsigned long from)
+{
+	const unsigned long size = (HMM_PAGES - from) << PAGE_SHIFT;
+	struct vm_area_struct *vma;
+	unsigned long addr;
+
+	addr = kunit_vm_mmap(t->test, t->file, hmm_addr(t, from), size, PROT_READ,
+			     MAP_SHARED | MAP_FIXED, from << PAGE_SHIFT);
+	KUNIT_ASSERT_EQ(t->test, addr, hmm_addr(t, from));
+	mmap_write_lock(t->mm);
+	vma = vma_lookup(t->mm, addr);
+	vm_flags_set(vma, VM_WRITE);
+	vma->vm_page_prot = vm_get_page_prot(vma->vm_flags);
+	mmap_write_unlock(t->mm);
+}
+
 /* A page that is missing parts what is before it from what is behind. */
 static void hmm_test_joined_around_hole(struct kunit *test)
 {
@@ -303,6 +323,179 @@ static void hmm_test_joined_before_error(struct kunit *test)
 	}
 }
 
+/*
+ * Elements are the caller's, who may change what is in them at any time. What is joined
+ * is what the page tables hold.
+ */
+
+/* Which pages somebody stores into the elements of, and what. */
+struct hmm_scribble {
+	struct hmm_folios *folios;
+	unsigned long at;
+	unsigned long first;
+	unsigned long end;
+	bool wild;
+};
+
+/* What the page would have if it was mapped, or a page that no machine has. */
+static unsigned long hmm_scribbled(const struct hmm_scribble *s, unsigned long page)
+{
+	unsigned long out = HMM_PFN_VALID | HMM_PFN_WRITE;
+
+	if (s->wild)
+		return out | ((HMM_PFN_DMA_MAPPED >> 12) + page);
+	return out | page_to_pfn(hmm_folio_page(s->folios, page));
+}
+
+static bool hmm_is_scribbled(const struct hmm_scribble *s, unsigned long page)
+{
+	return page >= s->first && page < s->end;
+}
+
+/* The fault of page @at stores into elements that the walk has been at before. */
+static vm_fault_t hmm_handle_scribble(struct hmm_fixture *t, struct vm_fault *vmf,
+				      unsigned long page)
+{
+	struct hmm_scribble *s = t->private;
+	unsigned long i;
+
+	vmf->page = hmm_folio_page(s->folios, page);
+	get_page(vmf->page);
+	if (page == s->at)
+		for (i = s->first; i < s->end; i++)
+			WRITE_ONCE(t->pfns[i], hmm_scribbled(s, i));
+	return 0;
+}
+
+/*
+ * An output of the walk is right, whatever is in the elements around it: all pages that
+ * its order claims are mapped, one after the other, with the same rights.
+ */
+static void hmm_expect_true_order(struct hmm_fixture *t, unsigned long page)
+{
+	struct hmm_scribble *s = t->private;
+	unsigned long vpn = (t->start >> PAGE_SHIFT) + page;
+	unsigned long i, size = 1UL << hmm_pfn_to_map_order(t->pfns[page]);
+	unsigned long first = ALIGN_DOWN(vpn, size) - (t->start >> PAGE_SHIFT);
+
+	KUNIT_ASSERT_EQ(t->test, t->pfns[page] & ~HMM_PFN_FLAGS,
+			page_to_pfn(hmm_folio_page(s->folios, page)));
+	for (i = first; i < first + size; i++)
+		KUNIT_ASSERT_TRUE_MSG(t->test, hmm_readable(t, i) &&
+				      hmm_writable(t, i) == hmm_writable(t, page),
+				      "page %lu has order %u, and page %lu is not like it",
+				      page, hmm_pfn_to_map_order(t->pfns[page]), i);
+}
+
+/* Pages [@first, @end) are not mapped, nor asked for, but their elements say so. */
+static void hmm_ask_scribbled(struct hmm_fixture *t, struct hmm_scribble *s)
+{
+	unsigned long i;
+
+	t->private = s->folios;
+	t->handle = hmm_handle_folio;
+	hmm_touch(t, 0, HMM_JOIN_LAST, true);
+	hmm_zap(t, s->first, s->end - s->first);
+	hmm_zap(t, s->at, 1);
+	t->private = s;
+	t->handle = hmm_handle_scribble;
+	hmm_ask(t, 0, HMM_JOIN_LAST);
+	t->pfns[s->at] = HMM_READ;
+	t->range.pfn_flags_mask = HMM_READ;
+	KUNIT_ASSERT_EQ(t->test, hmm_answer(t), 0);
+
+	for (i = 0; i < HMM_JOIN_LAST; i++) {
+		if (hmm_is_scribbled(s, i))
+			continue;
+		KUNIT_ASSERT_TRUE(t->test, t->pfns[i] & HMM_PFN_VALID);
+		hmm_expect_true_order(t, i);
+	}
+	t->private = s->folios;
+}
+
+/* Before the page that is faulted in, next to it and not, and across a border. */
+static void hmm_scribble_around(struct hmm_fixture *t, struct hmm_folios *folios,
+				unsigned long at, bool wild)
+{
+	struct hmm_scribble s = { .folios = folios, .at = at, .wild = wild };
+
+	for (s.first = at - 12; s.first < at; s.first++)
+		for (s.end = s.first + 1; s.end <= at; s.end++)
+			hmm_ask_scribbled(t, &s);
+}
+
+static void hmm_test_joined_by_tables(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	struct hmm_folios *folios;
+	unsigned long at;
+
+	hmm_map_handler(t);
+	folios = hmm_map_folios(t, 5, HMM_IN_STEP);
+	for (at = 40; at < 72; at += 5) {
+		hmm_scribble_around(t, folios, at, false);
+		hmm_scribble_around(t, folios, at, true);
+	}
+}
+
+/* The fault is the first of another VMA, whose pages go on where those before end. */
+static void hmm_test_joined_in_two_vmas(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	struct hmm_folios *folios;
+	unsigned long from;
+
+	hmm_map_handler(t);
+	folios = hmm_map_folios(t, 5, HMM_IN_STEP);
+	for (from = 112; from > 92; from -= 4) {
+		hmm_split_vma(t, from);
+		hmm_scribble_around(t, folios, from, false);
+		hmm_scribble_around(t, folios, from, true);
+	}
+}
+
+/* The callback, or whoever shares the elements, clears them in the middle of a walk. */
+static vm_fault_t hmm_handle_clear(struct hmm_fixture *t, struct vm_fault *vmf,
+				   unsigned long page)
+{
+	struct hmm_scribble *s = t->private;
+	unsigned long i;
+
+	vmf->page = hmm_folio_page(s->folios, page);
+	get_page(vmf->page);
+	for (i = s->first; i < s->end; i++)
+		WRITE_ONCE(t->pfns[i], 0);
+	return 0;
+}
+
+static void hmm_test_joined_cleared(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	struct hmm_scribble s = { .end = 0 };
+	unsigned long i;
+
+	hmm_map_handler(t);
+	s.folios = hmm_map_folios(t, 5, HMM_IN_STEP);
+	for (s.at = 30; s.at < 70; s.at++) {
+		t->private = s.folios;
+		t->handle = hmm_handle_folio;
+		hmm_touch(t, 0, HMM_JOIN_LAST, true);
+		hmm_zap(t, s.at, 1);
+		t->private = &s;
+		t->handle = hmm_handle_clear;
+		s.first = s.at - 10;
+		s.end = s.at;
+		hmm_ask(t, 0, HMM_JOIN_LAST);
+		t->range.default_flags = HMM_READ;
+		KUNIT_ASSERT_EQ(test, hmm_answer(t), 0);
+		for (i = 0; i < HMM_JOIN_LAST; i++) {
+			if (hmm_is_scribbled(&s, i) && !t->pfns[i])
+				continue;
+			hmm_expect_true_order(t, i);
+		}
+	}
+}
+
 static struct kunit_case hmm_join_cases[] = {
 	HMM_CASE(joined),
 	HMM_CASE(joined_by_rights),
@@ -310,6 +503,9 @@ static struct kunit_case hmm_join_cases[] = {
 	HMM_CASE(joined_across_faults),
 	HMM_CASE(joined_elements_alone),
 	HMM_CASE(joined_before_error),
+	HMM_CASE(joined_by_tables),
+	HMM_CASE(joined_in_two_vmas),
+	HMM_CASE(joined_cleared),
 	{}
 };
 
