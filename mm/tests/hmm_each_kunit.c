@@ -174,7 +174,7 @@ static void hmm_test_each_short_steps(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->shortest, 3);
 }
 
-/* Faults are not what makes a step shorter: they are over and done with. */
+/* One stale walk that had faults does not make a step shorter. */
 static void hmm_test_each_faults_keep_length(struct kunit *test)
 {
 	struct hmm_fixture *t = test->priv;
@@ -195,6 +195,38 @@ static void hmm_test_each_faults_keep_length(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, t->turns, t->commits + t->limit);
 		KUNIT_EXPECT_EQ(test, t->shortest,
 				min(HMM_STEP / t->limit, HMM_PAGES - begin));
+	}
+}
+
+/* The first page of the step is taken away, so that each walk has a fault. */
+static void hmm_zap_first_of_step(struct hmm_fixture *t)
+{
+	if (t->rounds++ < t->limit)
+		hmm_zap(t, hmm_committed(t), 1);
+}
+
+/*
+ * Two stale walks one after the other say that the step is too long, although each of
+ * them had something to fault in.
+ */
+static void hmm_test_each_stale_faults_shorten(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+	unsigned long begin;
+
+	hmm_map_handler(t);
+	begin = hmm_step_end(t, 0);
+	t->before_commit = hmm_zap_first_of_step;
+	t->commit = hmm_commit_note_length;
+	for (t->limit = 2; t->limit <= 20; t->limit += 18) {
+		t->rounds = 0;
+		t->longest = 0;
+		hmm_zap(t, 0, HMM_PAGES);
+		hmm_ask(t, begin, HMM_PAGES - begin);
+		t->range.default_flags = HMM_READ;
+		KUNIT_EXPECT_EQ(test, hmm_call_each_timeout(&t->range, 0), 0);
+		KUNIT_EXPECT_EQ(test, t->turns, t->commits + t->limit);
+		KUNIT_EXPECT_LE(test, t->shortest, t->limit == 2 ? HMM_STEP / 2 : 1);
 	}
 }
 
@@ -397,6 +429,7 @@ static struct kunit_case hmm_each_cases[] = {
 	KUNIT_CASE(hmm_test_each_stale_step),
 	KUNIT_CASE(hmm_test_each_short_steps),
 	KUNIT_CASE(hmm_test_each_faults_keep_length),
+	KUNIT_CASE(hmm_test_each_stale_faults_shorten),
 	KUNIT_CASE(hmm_test_each_shorter_requests),
 	KUNIT_CASE(hmm_test_each_commit_ends),
 	KUNIT_CASE(hmm_test_each_walk_fails),

@@ -87,7 +87,6 @@ struct hmm_plan {
  * @pause: for how long an invalidation goes on, in jiffies
  * @rounds: how often @other was begun
  * @limit: how often it is to be
- * @in_faults: how long a handler was at it, in jiffies
  * @device: the lock that the driver would have
  * @committing: @device is held, and by whom
  * @before_commit: what happens just before @device is taken for a commit
@@ -134,7 +133,6 @@ struct hmm_fixture {
 	unsigned long pause;
 	unsigned int rounds;
 	unsigned int limit;
-	unsigned long in_faults;
 	struct mutex device;
 	bool committing;
 	void (*before_commit)(struct hmm_fixture *t);
