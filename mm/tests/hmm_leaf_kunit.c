@@ -34,7 +34,7 @@ struct hmm_leaf_case {
 	const struct hmm_slice *slice;
 	long asked;
 	bool all;
-	bool locked;
+	enum hmm_call_kind call;
 };
 
 static bool hmm_leaf_possible(const struct hmm_row *row)
@@ -149,8 +149,8 @@ static int hmm_ask_leaf(struct hmm_world *w, const struct hmm_leaf_case *c)
 			.pfn_flags_mask	= HMM_WRITE,
 			.dev_private_owner = hmm_world_owner(),
 		};
-		ret = hmm_world_call(w, c->locked);
-	} while (ret == -EBUSY && c->locked && ++tries < 3);
+		ret = hmm_world_call(w, c->call);
+	} while (ret == -EBUSY && c->call == HMM_CALL_LOCKED && ++tries < 3);
 	w->faults = hmm_world_faults() - faults;
 	WRITE_ONCE(w->stop, true);
 	flush_work(&w->mover);
@@ -238,7 +238,7 @@ static void hmm_try_leaf(struct hmm_world *w, const struct hmm_leaf_case *c)
 	hmm_tear_down_leaf(w);
 	KUNIT_EXPECT_TRUE_MSG(w->test, right, "%ld pages from %ld, asked for %ld%s, %s: %s",
 			      c->slice->n, c->slice->first, c->asked, c->all ? " and all" : "",
-			      c->locked ? "locked" : "unlocked", w->why);
+			      hmm_world_call_names[c->call], w->why);
 }
 
 /* The page asked for is the first of the leaf, one inside, and the last. */
@@ -284,9 +284,9 @@ static void hmm_try_leaf_row(struct hmm_world *w, const struct hmm_row *row)
 	struct hmm_leaf_case c = { .row = row };
 	int i;
 
-	for (i = 0; i < 2 * ARRAY_SIZE(slices); i++) {
-		c.slice = &slices[i / 2];
-		c.locked = i & 1;
+	for (i = 0; i < HMM_CALLS * ARRAY_SIZE(slices); i++) {
+		c.slice = &slices[i / HMM_CALLS];
+		c.call = i % HMM_CALLS;
 		hmm_try_slice(w, &c);
 	}
 }
@@ -317,7 +317,7 @@ static void hmm_try_all_slices(struct hmm_world *w)
 	for (; right && slice.first < HPAGE_PMD_NR; slice.first += right)
 		for (slice.n = 1; right && slice.first + slice.n <= HPAGE_PMD_NR;
 		     slice.n = hmm_next_length(slice.first, slice.n)) {
-			c.locked = (slice.first ^ slice.n) & 1;
+			c.call = (slice.first ^ slice.n) % HMM_CALLS;
 			right = hmm_check_leaf(w, &c, hmm_ask_leaf(w, &c));
 			tried++;
 		}
@@ -365,10 +365,11 @@ static int hmm_race_thread(void *data)
 }
 
 /* Both pages are what they are by one and the same entry. */
-static bool hmm_race_walk(struct hmm_race *race, unsigned long page, bool locked)
+static bool hmm_race_walk(struct hmm_race *race, unsigned long page,
+			  enum hmm_call_kind call)
 {
 	struct hmm_world *w = race->w;
-	int ret = hmm_world_ask_around(w, hmm_addr(w, page), 0, locked);
+	int ret = hmm_world_ask_around(w, hmm_addr(w, page), 0, call);
 	unsigned long out = w->pfns[1] & HMM_PFN_FLAGS & ~HMM_STICKY;
 	int i;
 
@@ -409,7 +410,7 @@ static void hmm_run_race(struct hmm_race *race)
 		return;
 	}
 	for (i = 0; right && !hmm_race_is_over(race, i, timeout); i++)
-		right = hmm_race_walk(race, i >> 1 & 1, i & 1);
+		right = hmm_race_walk(race, i / HMM_CALLS & 1, i % HMM_CALLS);
 	kthread_stop(task);
 	KUNIT_EXPECT_TRUE_MSG(w->test, right, "walk %u: %s", i, w->why);
 	KUNIT_EXPECT_GT(w->test, race->seen[0], 0);
@@ -462,7 +463,7 @@ static void hmm_test_huge_race(struct kunit *test)
 
 /* Pages @page - 1 and @page of the PUD at the base, which maps pfn 0 and on. */
 static void hmm_expect_pud(struct hmm_world *w, const struct hmm_row *row, unsigned long page,
-			   bool locked)
+			   enum hmm_call_kind call)
 {
 	enum hmm_ref_answer answer = hmm_ref_answer(row->vma, row->entry, row->request);
 	unsigned long want = hmm_ref_output(answer) | HMM_STICKY;
@@ -474,7 +475,7 @@ static void hmm_expect_pud(struct hmm_world *w, const struct hmm_row *row, unsig
 	if (want & HMM_PFN_VALID)
 		want |= (((unsigned long)PUD_ORDER << HMM_PFN_ORDER_SHIFT) | (page - 1));
 	ret = hmm_world_ask_around(w, w->base + (page << PAGE_SHIFT),
-				   hmm_request_flags(row->request), locked);
+				   hmm_request_flags(row->request), call);
 	KUNIT_EXPECT_EQ(w->test, ret, answer == REF_EPERM ? -EPERM :
 				      answer == REF_EFAULT ? -EFAULT : 0);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0], ret ? HMM_STICKY : want);
@@ -543,7 +544,7 @@ static void hmm_map_pud(struct hmm_world *w)
 	struct file *file;
 
 	w->base = start + PUD_SIZE;
-	KUNIT_ASSERT_EQ(w->test, hmm_world_ask_around(w, w->base, HMM_READ, true), 0);
+	KUNIT_ASSERT_EQ(w->test, hmm_world_ask_around(w, w->base, HMM_READ, HMM_CALL_LOCKED), 0);
 	file = anon_inode_create_getfile("[hmm_kunit]", &hmm_pud_fops, w, O_RDWR, NULL);
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(w->test, file);
 	KUNIT_EXPECT_EQ(w->test, w->base,
@@ -565,9 +566,9 @@ static void hmm_test_pud_table(struct kunit *test)
 	KUNIT_ASSERT_TRUE(test, pud_none(pudp_get(pudp)));
 	/* Faults ask a mapping for a PUD only if it is mixed and wants such. */
 	hmm_world_change_vma(w, hmm_world_vma_flags(row->vma) | VM_MIXEDMAP | VM_HUGEPAGE);
-	for (i = 0; i < 2 * ARRAY_SIZE(pages); i++) {
+	for (i = 0; i < HMM_CALLS * ARRAY_SIZE(pages); i++) {
 		*pudp = hmm_make_pud(row->entry);
-		hmm_expect_pud(w, row, pages[i / 2], i & 1);
+		hmm_expect_pud(w, row, pages[i / HMM_CALLS], i % HMM_CALLS);
 	}
 	*pudp = __pud(0);
 	hmm_world_change_vma(w, VM_READ | VM_WRITE);
@@ -700,10 +701,10 @@ static void hmm_test_hugetlb_slices(struct kunit *test)
 static void hmm_expect_hugetlb(struct hmm_world *w, unsigned long addr, unsigned long request,
 			       unsigned long want)
 {
-	int i;
+	int call;
 
-	for (i = 0; i < 2; i++) {
-		KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, request, i), 0);
+	for (call = 0; call < HMM_CALLS; call++) {
+		KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, request, call), 0);
 		KUNIT_EXPECT_EQ(w->test, w->pfns[0] & HMM_PFN_FLAGS, want | HMM_STICKY);
 		KUNIT_EXPECT_EQ(w->test, w->pfns[1] & HMM_PFN_FLAGS, want | HMM_STICKY);
 	}

@@ -108,8 +108,8 @@ static int hmm_ask(struct hmm_world *w)
 		schedule_work(&w->mover);
 	do {
 		hmm_fill_in(w);
-		ret = hmm_world_call(w, w->c->locked);
-	} while (ret == -EBUSY && w->c->locked && ++tries < 3);
+		ret = hmm_world_call(w, w->c->call);
+	} while (ret == -EBUSY && w->c->call == HMM_CALL_LOCKED && ++tries < 3);
 	w->faults = hmm_world_faults() - faults;
 	WRITE_ONCE(w->stop, true);
 	flush_work(&w->mover);
@@ -303,21 +303,20 @@ static void hmm_test_table(struct kunit *test)
 {
 	const struct hmm_row *row = test->param_value;
 	struct hmm_case *c = kunit_kzalloc(test, sizeof(*c), GFP_KERNEL);
-	unsigned int i, way, locked;
+	struct hmm_world *w = test->priv;
+	unsigned int i, way, call;
 
 	KUNIT_ASSERT_NOT_NULL(test, c);
 	for (i = 0; i < ARRAY_SIZE(hmm_row_places); i++)
 		for (way = 0; way < HMM_WAYS; way++)
-			for (locked = 0; locked < 2; locked++) {
-				struct hmm_world *w = test->priv;
-
+			for (call = 0; call < HMM_CALLS; call++) {
 				hmm_row_case(c, row, &hmm_row_places[i], way);
-				c->locked = locked;
+				c->call = call;
 				KUNIT_EXPECT_TRUE_MSG(test, hmm_try(w, c),
 						      "at page %lu of %lu to %lu, by %s, %s: %s",
 						      hmm_row_places[i].page, c->first,
 						      c->end - 1, hmm_way_names[way],
-						      locked ? "locked" : "unlocked", w->why);
+						      hmm_world_call_names[call], w->why);
 			}
 }
 
@@ -393,7 +392,7 @@ static void hmm_random_case(struct rnd_state *rnd, struct hmm_case *c)
 
 	c->first = hmm_random(rnd, HMM_PAGES);
 	c->end = c->first + 1 + hmm_random(rnd, HMM_PAGES - c->first);
-	c->locked = hmm_random(rnd, 2);
+	c->call = hmm_random(rnd, HMM_CALLS);
 	c->owner = hmm_random(rnd, 4);
 	c->default_flags = defaults[hmm_random(rnd, ARRAY_SIZE(defaults))];
 	c->mask = masks[hmm_random(rnd, ARRAY_SIZE(masks))];
@@ -461,7 +460,7 @@ static void hmm_print_case(struct kunit *test, const struct hmm_case *c)
 	unsigned long page;
 
 	kunit_err(test, "pages %lu to %lu, %s, %s owner, default_flags %#lx, mask %#lx\n",
-		  c->first, c->end - 1, c->locked ? "locked" : "unlocked",
+		  c->first, c->end - 1, hmm_world_call_names[c->call],
 		  c->owner ? "an" : "no", c->default_flags, c->mask);
 	for (page = c->first; page < c->end; page++)
 		kunit_err(test, "page %lu: %s, %s, element %#lx\n", page,
@@ -505,20 +504,16 @@ static void hmm_test_random(struct kunit *test)
 
 /* Empty and bad tables, at every level */
 
-static const struct { const char *name; } hmm_locked[] = { { "unlocked" }, { "locked" } };
-
-KUNIT_ARRAY_PARAM_DESC(hmm_locked, hmm_locked, name);
-
 /* Two empty pages in memory that cannot be written. */
-static void hmm_expect_empty(struct hmm_world *w, unsigned long addr, bool locked)
+static void hmm_expect_empty(struct hmm_world *w, unsigned long addr, enum hmm_call_kind call)
 {
-	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, 0, locked), 0);
+	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, 0, call), 0);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0], HMM_STICKY);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[1], HMM_STICKY);
-	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, HMM_WRITE, locked), -EPERM);
+	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, HMM_WRITE, call), -EPERM);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0], HMM_STICKY);
 
-	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, HMM_READ, locked), 0);
+	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, HMM_READ, call), 0);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0] & HMM_PFN_FLAGS, HMM_PFN_VALID | HMM_STICKY);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[1] & HMM_PFN_FLAGS, HMM_PFN_VALID | HMM_STICKY);
 }
@@ -527,21 +522,21 @@ static void hmm_expect_empty(struct hmm_world *w, unsigned long addr, bool locke
 #define HMM_BAD_BIT	(IS_ENABLED(CONFIG_ARM64) ? BIT(1) : BIT(8))
 
 /* The pages behind @addr have a bad table, and the one before it a good one. */
-static void hmm_expect_bad(struct hmm_world *w, unsigned long addr, bool locked)
+static void hmm_expect_bad(struct hmm_world *w, unsigned long addr, enum hmm_call_kind call)
 {
 	unsigned long before;
 
-	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, 0, locked), 0);
+	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, 0, call), 0);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0] & HMM_PFN_FLAGS, HMM_PFN_VALID | HMM_STICKY);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[1], HMM_PFN_ERROR | HMM_STICKY);
 	before = w->pfns[0];
 
-	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, HMM_READ, locked), -EFAULT);
+	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, HMM_READ, call), -EFAULT);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0], before);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[1], HMM_STICKY);
 
 	addr += PAGE_SIZE;
-	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, 0, locked), 0);
+	KUNIT_EXPECT_EQ(w->test, hmm_world_ask_around(w, addr, 0, call), 0);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[0], HMM_PFN_ERROR | HMM_STICKY);
 	KUNIT_EXPECT_EQ(w->test, w->pfns[1], HMM_PFN_ERROR | HMM_STICKY);
 }
@@ -550,12 +545,12 @@ static void hmm_test_empty_tables(struct kunit *test)
 {
 	struct hmm_world *w = test->priv;
 	unsigned long addr = hmm_world_map_large(w);
-	bool locked = test->param_value == &hmm_locked[1];
+	enum hmm_call_kind call = hmm_world_call_of(test);
 
 	/* Each leaves tables behind that the next one finds. */
-	hmm_expect_empty(w, addr + PUD_SIZE, locked);
-	hmm_expect_empty(w, addr + 2 * PMD_SIZE, locked);
-	hmm_expect_empty(w, addr + 2 * PMD_SIZE + 9 * PAGE_SIZE, locked);
+	hmm_expect_empty(w, addr + PUD_SIZE, call);
+	hmm_expect_empty(w, addr + 2 * PMD_SIZE, call);
+	hmm_expect_empty(w, addr + 2 * PMD_SIZE + 9 * PAGE_SIZE, call);
 }
 
 /*
@@ -574,7 +569,7 @@ static void hmm_test_no_tables(struct kunit *test)
 			kunit_vm_mmap(test, NULL, HMM_FAR, 2 * PAGE_SIZE, PROT_READ,
 				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0));
 	hmm_world_watch(w, HMM_FAR, 2 * PAGE_SIZE);
-	hmm_expect_empty(w, HMM_FAR + PAGE_SIZE, test->param_value == &hmm_locked[1]);
+	hmm_expect_empty(w, HMM_FAR + PAGE_SIZE, hmm_world_call_of(test));
 }
 
 static void hmm_test_bad_pmd(struct kunit *test)
@@ -583,14 +578,14 @@ static void hmm_test_bad_pmd(struct kunit *test)
 	unsigned long addr = hmm_world_map_large(w) + 2 * PMD_SIZE;
 	pmd_t *pmdp, good, bad;
 
-	KUNIT_ASSERT_EQ(test, hmm_world_ask_around(w, addr, HMM_READ, true), 0);
+	KUNIT_ASSERT_EQ(test, hmm_world_ask_around(w, addr, HMM_READ, HMM_CALL_LOCKED), 0);
 	pmdp = hmm_pmd(w->mm, addr);
 	good = pmdp_get(pmdp);
 	bad = __pmd(pmd_val(good) ^ HMM_BAD_BIT);
 	if (pmd_trans_huge(bad))
 		kunit_skip(test, "what is no table is a huge page");
 	*pmdp = bad;
-	hmm_expect_bad(w, addr, test->param_value == &hmm_locked[1]);
+	hmm_expect_bad(w, addr, hmm_world_call_of(test));
 	*pmdp = good;
 }
 
@@ -600,11 +595,11 @@ static void hmm_test_bad_pud(struct kunit *test)
 	unsigned long addr = hmm_world_map_large(w) + PUD_SIZE;
 	pud_t *pudp, good;
 
-	KUNIT_ASSERT_EQ(test, hmm_world_ask_around(w, addr, HMM_READ, true), 0);
+	KUNIT_ASSERT_EQ(test, hmm_world_ask_around(w, addr, HMM_READ, HMM_CALL_LOCKED), 0);
 	pudp = hmm_pud(w->mm, addr);
 	good = pudp_get(pudp);
 	*pudp = __pud(pud_val(good) ^ HMM_BAD_BIT);
-	hmm_expect_bad(w, addr, test->param_value == &hmm_locked[1]);
+	hmm_expect_bad(w, addr, hmm_world_call_of(test));
 	*pudp = good;
 }
 
@@ -613,10 +608,10 @@ static void hmm_test_bad_pud(struct kunit *test)
 static struct kunit_case hmm_walk_cases[] = {
 	KUNIT_CASE_PARAM(hmm_test_table, hmm_row_gen_params),
 	KUNIT_CASE_SLOW(hmm_test_random),
-	KUNIT_CASE_PARAM(hmm_test_empty_tables, hmm_locked_gen_params),
-	KUNIT_CASE_PARAM(hmm_test_no_tables, hmm_locked_gen_params),
-	KUNIT_CASE_PARAM(hmm_test_bad_pmd, hmm_locked_gen_params),
-	KUNIT_CASE_PARAM(hmm_test_bad_pud, hmm_locked_gen_params),
+	KUNIT_CASE_PARAM(hmm_test_empty_tables, hmm_world_call_gen),
+	KUNIT_CASE_PARAM(hmm_test_no_tables, hmm_world_call_gen),
+	KUNIT_CASE_PARAM(hmm_test_bad_pmd, hmm_world_call_gen),
+	KUNIT_CASE_PARAM(hmm_test_bad_pud, hmm_world_call_gen),
 	{}
 };
 

@@ -29,7 +29,11 @@
 static bool hmm_world_invalidate(struct mmu_interval_notifier *notifier,
 				 const struct mmu_notifier_range *range, unsigned long seq)
 {
+	struct hmm_world *w = container_of(notifier, struct hmm_world, notifier);
+
+	mutex_lock(&w->device);
 	mmu_interval_set_seq(notifier, seq);
+	mutex_unlock(&w->device);
 	return true;
 }
 
@@ -573,12 +577,31 @@ unsigned long hmm_world_faults(void)
 	return current->min_flt + current->maj_flt;
 }
 
-int hmm_world_call(struct hmm_world *w, bool locked)
+const char * const hmm_world_call_names[HMM_CALLS] = {
+	[HMM_CALL_LOCKED]	= "locked",
+	[HMM_CALL_UNLOCKED]	= "unlocked",
+	[HMM_CALL_EACH]		= "each",
+};
+
+const void *hmm_world_call_gen(struct kunit *test, const void *prev, char *desc)
+{
+	const char * const *next = prev ? (const char * const *)prev + 1 : hmm_world_call_names;
+
+	if (next == hmm_world_call_names + HMM_CALLS)
+		return NULL;
+	strscpy(desc, *next, KUNIT_PARAM_DESC_SIZE);
+	return next;
+}
+
+/* The call that a test with hmm_world_call_gen() is to make. */
+enum hmm_call_kind hmm_world_call_of(const struct kunit *test)
+{
+	return (const char * const *)test->param_value - hmm_world_call_names;
+}
+
+static int hmm_call_locked(struct hmm_world *w)
 {
 	int ret;
-
-	if (!locked)
-		return hmm_range_fault_unlocked_timeout(&w->range, 20 * HZ);
 
 	w->range.notifier_seq = mmu_interval_read_begin(&w->notifier);
 	mmap_read_lock(w->mm);
@@ -587,9 +610,70 @@ int hmm_world_call(struct hmm_world *w, bool locked)
 	return ret;
 }
 
+static void hmm_commit_lock(struct hmm_range *range)
+{
+	struct hmm_world *w = container_of(range, struct hmm_world, range);
+
+	mutex_lock(&w->device);
+	w->committing = true;
+}
+
+static void hmm_commit_unlock(struct hmm_range *range)
+{
+	struct hmm_world *w = container_of(range, struct hmm_world, range);
+
+	w->committing = false;
+	mutex_unlock(&w->device);
+}
+
+/* Steps come in order, under the lock, while what was found is so. */
+static int hmm_commit(struct hmm_range *range, unsigned long start, unsigned long end)
+{
+	struct hmm_world *w = container_of(range, struct hmm_world, range);
+
+	KUNIT_EXPECT_TRUE(w->test, w->committing);
+	KUNIT_EXPECT_FALSE(w->test, mmu_interval_read_retry(range->notifier,
+							    range->notifier_seq));
+	KUNIT_EXPECT_EQ(w->test, start, w->committed);
+	KUNIT_EXPECT_LT(w->test, start, end);
+	KUNIT_EXPECT_LE(w->test, end, range->end);
+	w->committed = end;
+	return 0;
+}
+
+static const struct hmm_commit_ops hmm_world_commit_ops = {
+	.lock	= hmm_commit_lock,
+	.unlock	= hmm_commit_unlock,
+	.commit	= hmm_commit,
+};
+
+/* All of the range is committed if all is well, and its last page is not if not. */
+static int hmm_call_each(struct hmm_world *w)
+{
+	int ret;
+
+	w->committed = w->range.start;
+	ret = hmm_range_fault_each(&w->range, 20 * HZ, &hmm_world_commit_ops);
+	KUNIT_EXPECT_FALSE(w->test, w->committing);
+	KUNIT_EXPECT_EQ(w->test, w->committed == w->range.end, !ret);
+	return ret;
+}
+
+int hmm_world_call(struct hmm_world *w, enum hmm_call_kind call)
+{
+	switch (call) {
+	case HMM_CALL_LOCKED:
+		return hmm_call_locked(w);
+	case HMM_CALL_UNLOCKED:
+		return hmm_range_fault_unlocked_timeout(&w->range, 20 * HZ);
+	default:
+		return hmm_call_each(w);
+	}
+}
+
 /* Ask for the pages on both sides of @addr in the same way. */
 int hmm_world_ask_around(struct hmm_world *w, unsigned long addr, unsigned long request,
-			 bool locked)
+			 enum hmm_call_kind call)
 {
 	w->pfns[0] = HMM_STICKY;
 	w->pfns[1] = HMM_STICKY;
@@ -600,7 +684,7 @@ int hmm_world_ask_around(struct hmm_world *w, unsigned long addr, unsigned long 
 		.hmm_pfns	= w->pfns,
 		.default_flags	= request,
 	};
-	return hmm_world_call(w, locked);
+	return hmm_world_call(w, call);
 }
 
 /* Rows of the table */
@@ -659,6 +743,7 @@ int hmm_world_init(struct kunit *test)
 		return -ENOMEM;
 	w->test = test;
 	INIT_WORK(&w->mover, hmm_move);
+	mutex_init(&w->device);
 	test->priv = w;
 	ret = hmm_stay_on_node();
 	if (ret)

@@ -14,6 +14,7 @@
 #include <linux/hmm.h>
 #include <linux/huge_mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/mutex.h>
 #include <linux/pgtable.h>
 #include <linux/workqueue.h>
 
@@ -27,6 +28,9 @@
 #define HMM_WRITE	(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
 #define HMM_STICKY	(HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA | HMM_PFN_P2PDMA_BUS)
 
+/* The three calls */
+enum hmm_call_kind { HMM_CALL_LOCKED, HMM_CALL_UNLOCKED, HMM_CALL_EACH, HMM_CALLS };
+
 struct hmm_case_page {
 	enum hmm_ref_vma vma;
 	enum hmm_ref_entry entry;
@@ -37,7 +41,7 @@ struct hmm_case_page {
  * struct hmm_case - all there is to know of one call
  * @first: first page of the range
  * @end: the page behind its last
- * @locked: call hmm_range_fault(), not the other one
+ * @call: which of the three calls it is
  * @owner: name an owner of device-private memory
  * @default_flags: of the range
  * @mask: &hmm_range.pfn_flags_mask
@@ -46,7 +50,7 @@ struct hmm_case_page {
 struct hmm_case {
 	unsigned long first;
 	unsigned long end;
-	bool locked;
+	enum hmm_call_kind call;
 	bool owner;
 	unsigned long default_flags;
 	unsigned long mask;
@@ -86,6 +90,9 @@ struct hmm_leaf {
  * @stop: tells @mover to end
  * @range: what is handed to the call
  * @pfns: its elements
+ * @committed: address where what hmm_range_fault_each() has committed ends
+ * @device: the lock that a driver would have
+ * @committing: a commit has it
  * @faults: how many faults the call handled
  * @why: what is wrong with what it did
  */
@@ -103,6 +110,9 @@ struct hmm_world {
 	bool stop;
 	struct hmm_range range;
 	unsigned long pfns[HMM_PAGES + 1];
+	unsigned long committed;
+	struct mutex device;	/* what commits and invalidations exclude each other by */
+	bool committing;
 	unsigned long faults;
 	char why[160];
 };
@@ -169,9 +179,12 @@ void hmm_world_unplant_leaf(struct hmm_world *w);
 /* Asking */
 void *hmm_world_owner(void);
 unsigned long hmm_world_faults(void);
-int hmm_world_call(struct hmm_world *w, bool locked);
+extern const char * const hmm_world_call_names[HMM_CALLS];
+const void *hmm_world_call_gen(struct kunit *test, const void *prev, char *desc);
+enum hmm_call_kind hmm_world_call_of(const struct kunit *test);
+int hmm_world_call(struct hmm_world *w, enum hmm_call_kind call);
 int hmm_world_ask_around(struct hmm_world *w, unsigned long addr, unsigned long request,
-			 bool locked);
+			 enum hmm_call_kind call);
 
 /* For the suites */
 int hmm_world_suite_init(struct kunit_suite *suite);
