@@ -37,6 +37,24 @@ struct hmm_leaf_case {
 	enum hmm_call_kind call;
 };
 
+/* In VMAs of these kinds, huge pages are judged by the VMA, too. */
+static bool hmm_leaf_vma_possible(const struct hmm_row *row)
+{
+	switch (row->vma) {
+	case REF_VMA_WRITABLE:
+	case REF_VMA_READ_ONLY:
+		return true;
+	case REF_VMA_SHADOW_STACK:
+		return row->entry == REF_EMPTY || row->entry == REF_WRITABLE ||
+		       row->entry == REF_PRIVATE_WRITE;
+	case REF_VMA_RWP:
+		return row->entry == REF_RWP || row->entry == REF_PRIVATE_WRITE ||
+		       hmm_is_private_uffd(row->entry);
+	default:
+		return false;
+	}
+}
+
 static bool hmm_leaf_possible(const struct hmm_row *row)
 {
 	switch (row->entry) {
@@ -44,15 +62,18 @@ static bool hmm_leaf_possible(const struct hmm_row *row)
 	case REF_WRITABLE:
 	case REF_READ_ONLY:
 	case REF_ZERO:
-		return row->vma == REF_VMA_WRITABLE || row->vma == REF_VMA_READ_ONLY;
 	case REF_PROTNONE:
+	case REF_RWP:
 	case REF_MIGRATION_READ:
 	case REF_MIGRATION_EXCLUSIVE:
 	case REF_MIGRATION_WRITE:
 	case REF_PRIVATE_WRITE:
 	case REF_PRIVATE_READ:
 	case REF_PRIVATE_OTHER:
-		return (row->vma == REF_VMA_WRITABLE || row->vma == REF_VMA_READ_ONLY) &&
+	case REF_PRIVATE_WRITE_UFFD:
+	case REF_PRIVATE_READ_UFFD:
+	case REF_PRIVATE_OTHER_UFFD:
+		return hmm_leaf_vma_possible(row) &&
 		       hmm_world_possible(row->vma, row->entry);
 	case REF_SPECIAL:
 		return row->vma == REF_VMA_MIXED;
@@ -613,6 +634,8 @@ static void hmm_test_pud_race(struct kunit *test)
 
 static bool hmm_hugetlb_possible(const struct hmm_row *row)
 {
+	if (row->vma == REF_VMA_RWP)
+		return row->entry == REF_RWP && hmm_world_possible(row->vma, row->entry);
 	if (row->vma != REF_VMA_WRITABLE && row->vma != REF_VMA_READ_ONLY)
 		return false;
 	switch (row->entry) {

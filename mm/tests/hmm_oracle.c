@@ -16,12 +16,25 @@
 #include <linux/pagewalk.h>
 #include <linux/secretmem.h>
 #include <linux/swap.h>
+#include <linux/userfaultfd_k.h>
 
 #include "../internal.h"
 #include "hmm_oracle.h"
 
 static const struct hmm_oracle oracle_empty;
 static const struct hmm_oracle oracle_error = { .out = HMM_PFN_ERROR };
+
+/**
+ * struct oracle_page - the page that is looked up
+ * @vma: which maps it
+ * @addr: of the page
+ * @owner: whose device-private memory counts as valid
+ */
+struct oracle_page {
+	struct vm_area_struct *vma;
+	unsigned long addr;
+	void *owner;
+};
 
 static struct hmm_oracle oracle_valid(unsigned long pfn, bool write,
 				      unsigned long size)
@@ -75,16 +88,22 @@ static struct hmm_oracle oracle_present(struct folio_walk *fw,
 	return oracle_error;
 }
 
-static struct hmm_oracle oracle_private(softleaf_t leaf, unsigned long addr,
-					unsigned long size, void *owner)
+/*
+ * The bit of userfaultfd stands for a protection that the CPU would have to obey,
+ * and so has a device to that has the page to itself.
+ */
+static struct hmm_oracle oracle_private(const struct oracle_page *p, softleaf_t leaf,
+					unsigned long size, bool uffd)
 {
+	bool write = softleaf_is_device_private_write(leaf) && !uffd;
 	struct page *page = softleaf_to_page(leaf);
 	struct hmm_oracle oracle;
 
-	if (!owner || page_pgmap(page)->owner != owner)
+	if (!p->owner || page_pgmap(page)->owner != p->owner)
 		return oracle_empty;
-	oracle = oracle_valid(page_to_pfn(page) + oracle_offset(addr, size),
-			      softleaf_is_device_private_write(leaf), size);
+	if (uffd && userfaultfd_rwp(p->vma))
+		return oracle_empty;
+	oracle = oracle_valid(page_to_pfn(page) + oracle_offset(p->addr, size), write, size);
 	return size == PAGE_SIZE ? oracle_single(oracle) : oracle;
 }
 
@@ -95,13 +114,13 @@ static bool oracle_only_uffd_wp(softleaf_t leaf)
 	       !softleaf_is_guard_marker(leaf) && !softleaf_is_poison_marker(leaf);
 }
 
-static struct hmm_oracle oracle_leaf(softleaf_t leaf, unsigned long addr,
-				     unsigned long size, void *owner)
+static struct hmm_oracle oracle_leaf(const struct oracle_page *p, softleaf_t leaf,
+				     unsigned long size, bool uffd)
 {
 	struct hmm_oracle oracle = oracle_empty;
 
 	if (softleaf_is_device_private(leaf))
-		return oracle_private(leaf, addr, size, owner);
+		return oracle_private(p, leaf, size, uffd);
 	if (softleaf_is_device_exclusive(leaf))
 		oracle.exclusive = softleaf_to_page(leaf);
 	else if (!softleaf_is_swap(leaf) && !softleaf_is_migration(leaf) &&
@@ -111,77 +130,74 @@ static struct hmm_oracle oracle_leaf(softleaf_t leaf, unsigned long addr,
 }
 
 /* A present entry that gets here has no page that anybody may use. */
-static struct hmm_oracle oracle_pte(pte_t pte, unsigned long addr,
-				    unsigned long size, void *owner)
+static struct hmm_oracle oracle_pte(const struct oracle_page *p, pte_t pte,
+				    unsigned long size)
 {
 	if (pte_none(pte))
 		return oracle_empty;
 	if (pte_present(pte))
 		return oracle_error;
-	return oracle_leaf(softleaf_from_pte(pte), addr, size, owner);
+	return oracle_leaf(p, softleaf_from_pte(pte), size, pte_swp_uffd(pte));
 }
 
-static struct hmm_oracle oracle_hugetlb(struct vm_area_struct *vma,
-					unsigned long addr, void *owner)
+static struct hmm_oracle oracle_hugetlb(const struct oracle_page *p)
 {
-	unsigned long size = vma_kernel_pagesize(vma);
+	unsigned long size = vma_kernel_pagesize(p->vma);
 	struct hmm_oracle oracle = oracle_empty;
 	pte_t *ptep;
 
-	hugetlb_vma_lock_read(vma);
-	ptep = hugetlb_walk(vma, ALIGN_DOWN(addr, size), size);
+	hugetlb_vma_lock_read(p->vma);
+	ptep = hugetlb_walk(p->vma, ALIGN_DOWN(p->addr, size), size);
 	if (ptep)
-		oracle = oracle_pte(huge_ptep_get(vma->vm_mm, addr, ptep), addr,
-				    size, owner);
-	hugetlb_vma_unlock_read(vma);
+		oracle = oracle_pte(p, huge_ptep_get(p->vma->vm_mm, p->addr, ptep), size);
+	hugetlb_vma_unlock_read(p->vma);
 	return oracle;
 }
 
-static struct hmm_oracle oracle_table(pmd_t *pmdp, unsigned long addr, void *owner)
+static struct hmm_oracle oracle_table(const struct oracle_page *p, pmd_t *pmdp)
 {
-	pte_t *ptep = pte_offset_map(pmdp, addr);
+	pte_t *ptep = pte_offset_map(pmdp, p->addr);
 	pte_t pte;
 
 	if (!ptep)
 		return oracle_empty;
 	pte = ptep_get(ptep);
 	pte_unmap(ptep);
-	return oracle_pte(pte, addr, PAGE_SIZE, owner);
+	return oracle_pte(p, pte, PAGE_SIZE);
 }
 
-static struct hmm_oracle oracle_pmd(pmd_t *pmdp, unsigned long addr, void *owner)
+static struct hmm_oracle oracle_pmd(const struct oracle_page *p, pmd_t *pmdp)
 {
 	pmd_t pmd = pmdp_get_lockless(pmdp);
 
 	if (pmd_none(pmd))
 		return oracle_empty;
 	if (!pmd_present(pmd))
-		return oracle_leaf(softleaf_from_pmd(pmd), addr, PMD_SIZE, owner);
+		return oracle_leaf(p, softleaf_from_pmd(pmd), PMD_SIZE, pmd_swp_uffd(pmd));
 	if (pmd_leaf(pmd) || pmd_bad(pmd))
 		return oracle_error;
-	return oracle_table(pmdp, addr, owner);
+	return oracle_table(p, pmdp);
 }
 
-static struct hmm_oracle oracle_absent(struct vm_area_struct *vma,
-				       unsigned long addr, void *owner)
+static struct hmm_oracle oracle_absent(const struct oracle_page *p)
 {
-	pgd_t *pgdp = pgd_offset(vma->vm_mm, addr);
+	pgd_t *pgdp = pgd_offset(p->vma->vm_mm, p->addr);
 	p4d_t *p4dp;
 	pud_t *pudp;
 
-	if (is_vm_hugetlb_page(vma))
-		return oracle_hugetlb(vma, addr, owner);
+	if (is_vm_hugetlb_page(p->vma))
+		return oracle_hugetlb(p);
 	if (pgd_none(pgdp_get(pgdp)))
 		return oracle_empty;
-	p4dp = p4d_offset(pgdp, addr);
+	p4dp = p4d_offset(pgdp, p->addr);
 	if (p4d_none(p4dp_get(p4dp)))
 		return oracle_empty;
-	pudp = pud_offset(p4dp, addr);
+	pudp = pud_offset(p4dp, p->addr);
 	if (pud_none(pudp_get(pudp)))
 		return oracle_empty;
 	if (pud_leaf(pudp_get(pudp)) || pud_bad(pudp_get(pudp)))
 		return oracle_error;
-	return oracle_pmd(pmd_offset(pudp, addr), addr, owner);
+	return oracle_pmd(p, pmd_offset(pudp, p->addr));
 }
 
 static bool oracle_no_device(struct vm_area_struct *vma)
@@ -208,19 +224,23 @@ static bool oracle_no_device(struct vm_area_struct *vma)
 struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
 			     void *owner)
 {
-	struct vm_area_struct *vma;
+	struct oracle_page p = { .addr = addr, .owner = owner };
 	struct hmm_oracle oracle;
 	struct folio_walk fw;
 
 	mmap_assert_locked(mm);
 
-	vma = vma_lookup(mm, addr);
-	if (oracle_no_device(vma))
+	p.vma = vma_lookup(mm, addr);
+	if (oracle_no_device(p.vma))
 		return oracle_error;
-	if (!folio_walk_start(&fw, vma, addr, FW_ZEROPAGE))
-		return oracle_absent(vma, addr, owner);
-	oracle = oracle_present(&fw, vma, addr);
-	folio_walk_end(&fw, vma);
+	if (folio_walk_start(&fw, p.vma, addr, FW_ZEROPAGE)) {
+		oracle = oracle_present(&fw, p.vma, addr);
+		folio_walk_end(&fw, p.vma);
+	} else {
+		oracle = oracle_absent(&p);
+	}
+	if (p.vma->vm_flags & VM_SHADOW_STACK)
+		oracle.out &= ~HMM_PFN_WRITE;
 	return oracle;
 }
 EXPORT_SYMBOL_FOR_MODULES(hmm_oracle, "test_hmm,hmm_walk_test");

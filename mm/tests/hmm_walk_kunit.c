@@ -49,9 +49,11 @@ static enum hmm_ref_entry hmm_entry(const struct hmm_case *c, unsigned long page
 	enum hmm_ref_entry entry = c->page[page].entry;
 
 	/* Without an owner's name all device memory is somebody else's. */
-	if (!c->owner && (entry == REF_PRIVATE_WRITE || entry == REF_PRIVATE_READ))
+	if (c->owner)
+		return entry;
+	if (entry == REF_PRIVATE_WRITE || entry == REF_PRIVATE_READ)
 		return REF_PRIVATE_OTHER;
-	return entry;
+	return hmm_is_private_uffd(entry) ? REF_PRIVATE_OTHER_UFFD : entry;
 }
 
 static enum hmm_ref_request hmm_request(const struct hmm_case *c, unsigned long page)
@@ -118,10 +120,15 @@ static int hmm_ask(struct hmm_world *w)
 
 /* Checking */
 
-/* Clearing a marker that nobody needs any more is a fault of its own. */
+/*
+ * Clearing a marker that nobody needs any more is a fault of its own, and what
+ * comes back from swap can be protected still.
+ */
 static unsigned long hmm_faults_due(const struct hmm_case *c, unsigned long page)
 {
-	return c->page[page].entry == REF_UFFD_WP ? 2 : 1;
+	enum hmm_ref_entry entry = c->page[page].entry;
+
+	return entry == REF_UFFD_WP || entry == REF_SWAP_RWP ? 2 : 1;
 }
 
 /* A read fault brings the zero page there, and a write fault one to write to. */
@@ -330,7 +337,14 @@ static unsigned long hmm_random(struct rnd_state *rnd, unsigned long below)
 /* Half of what is there is plain, so that walks get somewhere. */
 static enum hmm_ref_vma hmm_random_vma(struct rnd_state *rnd)
 {
-	return hmm_random(rnd, 2) ? REF_VMA_WRITABLE : hmm_random(rnd, REF_VMAS);
+	enum hmm_ref_vma vma = REF_VMA_WRITABLE;
+
+	if (hmm_random(rnd, 2))
+		return vma;
+	do {
+		vma = hmm_random(rnd, REF_VMAS);
+	} while (!hmm_world_possible(vma, REF_EMPTY));
+	return vma;
 }
 
 static enum hmm_ref_entry hmm_random_entry(struct rnd_state *rnd, enum hmm_ref_vma vma)

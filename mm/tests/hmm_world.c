@@ -4,6 +4,7 @@
  */
 #include <kunit/resource.h>
 #include <linux/delay.h>
+#include <linux/hugetlb.h>
 #include <linux/ioport.h>
 #include <linux/leafops.h>
 #include <linux/memremap.h>
@@ -14,6 +15,7 @@
 #include <linux/swapops.h>
 #include <linux/topology.h>
 #include <linux/uaccess.h>
+#include <linux/userfaultfd_k.h>
 
 #include "hmm_oracle.h"
 #include "hmm_world.h"
@@ -180,9 +182,29 @@ static pgoff_t hmm_device_pfn(struct hmm_world *w, bool own, const struct page *
 
 /* Entries */
 
-/* Can this kernel have such an entry? */
+/* Swap entries are real where there is swap. Others cannot be faulted. */
+bool hmm_world_has_swap(void)
+{
+	return IS_ENABLED(CONFIG_SWAP) && get_nr_swap_pages() > 0;
+}
+
+static bool hmm_vma_possible(enum hmm_ref_vma vma)
+{
+	switch (vma) {
+	case REF_VMA_SHADOW_STACK:
+		return VM_SHADOW_STACK;
+	case REF_VMA_RWP:
+		return VM_UFFD_RWP && pgtable_supports_uffd();
+	default:
+		return true;
+	}
+}
+
+/* Can this kernel have such an entry in such a VMA? */
 bool hmm_world_possible(enum hmm_ref_vma vma, enum hmm_ref_entry entry)
 {
+	if (!hmm_vma_possible(vma))
+		return false;
 	switch (entry) {
 	case REF_SPECIAL:
 		/* Anywhere else the kernel calls it corrupt. */
@@ -191,8 +213,12 @@ bool hmm_world_possible(enum hmm_ref_vma vma, enum hmm_ref_entry entry)
 		return vma == REF_VMA_MIXED && IS_ENABLED(CONFIG_ARCH_HAS_PTE_SPECIAL);
 	case REF_PROTNONE:
 		return IS_ENABLED(CONFIG_NUMA_BALANCING);
+	case REF_RWP:
+		return vma == REF_VMA_RWP;
 	case REF_SWAP:
 		return IS_ENABLED(CONFIG_SWAP);
+	case REF_SWAP_RWP:
+		return vma == REF_VMA_RWP && hmm_world_has_swap();
 	case REF_MIGRATION_READ:
 	case REF_MIGRATION_EXCLUSIVE:
 	case REF_MIGRATION_WRITE:
@@ -202,6 +228,10 @@ bool hmm_world_possible(enum hmm_ref_vma vma, enum hmm_ref_entry entry)
 	case REF_PRIVATE_OTHER:
 	case REF_EXCLUSIVE:
 		return IS_ENABLED(CONFIG_DEVICE_PRIVATE);
+	case REF_PRIVATE_WRITE_UFFD:
+	case REF_PRIVATE_READ_UFFD:
+	case REF_PRIVATE_OTHER_UFFD:
+		return IS_ENABLED(CONFIG_DEVICE_PRIVATE) && pgtable_supports_uffd();
 	case REF_HWPOISON:
 		return IS_ENABLED(CONFIG_MEMORY_FAILURE);
 	case REF_BAD:
@@ -210,12 +240,6 @@ bool hmm_world_possible(enum hmm_ref_vma vma, enum hmm_ref_entry entry)
 	default:
 		return true;
 	}
-}
-
-/* Swap entries are real where there is swap. Others cannot be faulted. */
-bool hmm_world_has_swap(void)
-{
-	return IS_ENABLED(CONFIG_SWAP) && get_nr_swap_pages() > 0;
 }
 
 /* A page stays locked for as long as it migrates, and while it is poisoned. */
@@ -236,10 +260,13 @@ static swp_entry_t hmm_make_softleaf(struct hmm_world *w, enum hmm_ref_entry ent
 	case REF_MIGRATION_WRITE:
 		return make_writable_migration_entry(page_to_pfn(page));
 	case REF_PRIVATE_WRITE:
+	case REF_PRIVATE_WRITE_UFFD:
 		return make_writable_device_private_entry(hmm_device_pfn(w, true, page));
 	case REF_PRIVATE_READ:
+	case REF_PRIVATE_READ_UFFD:
 		return make_readable_device_private_entry(hmm_device_pfn(w, true, page));
 	case REF_PRIVATE_OTHER:
+	case REF_PRIVATE_OTHER_UFFD:
 		return make_writable_device_private_entry(hmm_device_pfn(w, false, page));
 	case REF_EXCLUSIVE:
 		return make_device_exclusive_entry(page_to_pfn(page));
@@ -261,6 +288,8 @@ static swp_entry_t hmm_make_softleaf(struct hmm_world *w, enum hmm_ref_entry ent
 /* The entry to plant for a page whose own, as the CPU left it, is @pte. */
 pte_t hmm_world_make_pte(struct hmm_world *w, enum hmm_ref_entry entry, pte_t pte)
 {
+	swp_entry_t leaf;
+
 	switch (entry) {
 	case REF_EMPTY:
 	case REF_WRITABLE:
@@ -275,9 +304,28 @@ pte_t hmm_world_make_pte(struct hmm_world *w, enum hmm_ref_entry entry, pte_t pt
 		return pte_mkspecial(pfn_pte(HMM_SOME_PAGE, vm_get_page_prot(VM_READ)));
 	case REF_PROTNONE:
 		return pte_modify(pte, vm_get_page_prot(VM_NONE));
+	case REF_RWP:
+		return pte_mkuffd(pte_modify(pte, vm_get_page_prot(VM_NONE)));
 	default:
-		return swp_entry_to_pte(hmm_make_softleaf(w, entry, pte_page(pte)));
+		leaf = hmm_make_softleaf(w, entry, pte_page(pte));
+		pte = swp_entry_to_pte(leaf);
+		return hmm_is_private_uffd(entry) ? pte_swp_mkuffd(pte) : pte;
 	}
+}
+
+/*
+ * A writable device-private entry with the uffd bit is what PAGEMAP_SCAN leaves.
+ * page_table_check may take it for a mistake, so it does not get to see it.
+ */
+static void hmm_set_pte(struct hmm_world *w, enum hmm_ref_entry entry, unsigned long addr,
+			pte_t *ptep, pte_t pte)
+{
+	if (!hmm_is_private_uffd(entry)) {
+		set_pte_at(w->mm, addr, ptep, pte);
+		return;
+	}
+	ptep_get_and_clear(w->mm, addr, ptep);
+	set_pte(ptep, pte);
 }
 
 static int hmm_plant_pte(pte_t *ptep, unsigned long addr, void *data)
@@ -290,7 +338,7 @@ static int hmm_plant_pte(pte_t *ptep, unsigned long addr, void *data)
 	if (hmm_needs_lock(entry) && !folio_trylock(page_folio(pte_page(w->saved[page]))))
 		return -EBUSY;
 	w->planted[page] = hmm_world_make_pte(w, entry, w->saved[page]);
-	set_pte_at(w->mm, addr, ptep, w->planted[page]);
+	hmm_set_pte(w, entry, addr, ptep, w->planted[page]);
 	return 0;
 }
 
@@ -348,24 +396,48 @@ static void hmm_move(struct work_struct *work)
  */
 static const struct {
 	unsigned long prot;
+	unsigned long map;
 	vm_flags_t flags;
 } hmm_vmas[REF_VMAS] = {
-	[REF_VMA_WRITABLE]  = { PROT_READ | PROT_WRITE, VM_READ | VM_WRITE },
-	[REF_VMA_READ_ONLY] = { PROT_READ, VM_READ },
-	[REF_VMA_MIXED]	    = { PROT_WRITE, VM_READ | VM_WRITE | VM_MIXEDMAP },
-	[REF_VMA_IO]	    = { PROT_READ | PROT_EXEC, VM_READ | VM_WRITE | VM_IO },
-	[REF_VMA_PFNMAP]    = { PROT_READ | PROT_WRITE | PROT_EXEC,
+	[REF_VMA_WRITABLE]  = { PROT_READ | PROT_WRITE, 0, VM_READ | VM_WRITE },
+	[REF_VMA_READ_ONLY] = { PROT_READ, 0, VM_READ },
+	[REF_VMA_MIXED]	    = { PROT_WRITE, 0, VM_READ | VM_WRITE | VM_MIXEDMAP },
+	[REF_VMA_SHADOW_STACK] = { PROT_WRITE | PROT_EXEC, 0,
+				   VM_READ | VM_WRITE | VM_SHADOW_STACK },
+	[REF_VMA_RWP]	    = { PROT_READ | PROT_WRITE, MAP_NORESERVE,
+				VM_READ | VM_WRITE | VM_UFFD_RWP },
+	[REF_VMA_IO]	    = { PROT_READ | PROT_EXEC, 0, VM_READ | VM_WRITE | VM_IO },
+	[REF_VMA_PFNMAP]    = { PROT_READ | PROT_WRITE | PROT_EXEC, 0,
 				VM_READ | VM_WRITE | VM_PFNMAP },
-	[REF_VMA_NO_READ]   = { PROT_NONE, VM_WRITE },
+	[REF_VMA_NO_READ]   = { PROT_NONE, 0, VM_WRITE },
 };
 
-#define HMM_VMA_FLAGS	(VM_READ | VM_WRITE | VM_EXEC | VM_MIXEDMAP | VM_IO | VM_PFNMAP)
+#define HMM_VMA_FLAGS	(VM_READ | VM_WRITE | VM_EXEC | VM_MIXEDMAP | VM_IO | VM_PFNMAP | \
+			 VM_SHADOW_STACK | VM_UFFD_RWP)
+
+/*
+ * Protection by userfaultfd is of the kind that a fault takes away by itself, as
+ * nobody else is here to do it.
+ */
+#ifdef CONFIG_USERFAULTFD
+static struct userfaultfd_ctx hmm_uffd = { .features = UFFD_FEATURE_RWP_ASYNC };
+
+static void hmm_vma_set_uffd(struct vm_area_struct *vma)
+{
+	vma->vm_userfaultfd_ctx.ctx = userfaultfd_rwp(vma) ? &hmm_uffd : NULL;
+}
+#else
+static void hmm_vma_set_uffd(struct vm_area_struct *vma)
+{
+}
+#endif
 
 static void hmm_vma_change(struct vm_area_struct *vma, vm_flags_t flags)
 {
 	vm_flags_clear(vma, HMM_VMA_FLAGS & ~flags);
 	vm_flags_set(vma, flags);
 	vma->vm_page_prot = vm_get_page_prot(vma->vm_flags);
+	hmm_vma_set_uffd(vma);
 }
 
 /*
@@ -402,8 +474,8 @@ static bool hmm_map(struct hmm_world *w, unsigned long page)
 	unsigned long addr = hmm_addr(w, page);
 
 	return vma == REF_VMA_NONE ||
-	       vm_mmap(NULL, addr, PAGE_SIZE, hmm_vmas[vma].prot,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0) == addr;
+	       vm_mmap(NULL, addr, PAGE_SIZE, hmm_vmas[vma].prot, MAP_PRIVATE |
+		       MAP_ANONYMOUS | MAP_FIXED | hmm_vmas[vma].map, 0) == addr;
 }
 
 /* Have the CPU bring in what the entry is to be made of. */
@@ -428,6 +500,25 @@ static bool hmm_touch(struct hmm_world *w, unsigned long page)
 	}
 }
 
+static int hmm_protect_swap_pte(pte_t *ptep, unsigned long addr, void *data)
+{
+	struct hmm_world *w = data;
+
+	set_pte_at(w->mm, addr, ptep, pte_swp_mkuffd(ptep_get(ptep)));
+	return 0;
+}
+
+/* Page out, as of a page that userfaultfd protects if it is to be that. */
+static bool hmm_swap_out(struct hmm_world *w, unsigned long page)
+{
+	unsigned long addr = hmm_addr(w, page);
+
+	if (!hmm_oracle_page_out(addr))
+		return false;
+	return w->c->page[page].entry == REF_SWAP ||
+	       !apply_to_page_range(w->mm, addr, PAGE_SIZE, hmm_protect_swap_pte, w);
+}
+
 static bool hmm_enter(struct hmm_world *w, unsigned long page)
 {
 	enum hmm_ref_entry entry = w->c->page[page].entry;
@@ -436,8 +527,8 @@ static bool hmm_enter(struct hmm_world *w, unsigned long page)
 		return true;
 	if (!hmm_touch(w, page))
 		return false;
-	if (entry == REF_SWAP && hmm_world_has_swap())
-		return hmm_oracle_page_out(hmm_addr(w, page));
+	if (entry == REF_SWAP_RWP || (entry == REF_SWAP && hmm_world_has_swap()))
+		return hmm_swap_out(w, page);
 	return entry == REF_EMPTY || entry == REF_WRITABLE || entry == REF_ZERO ||
 	       hmm_plant(w, page);
 }
@@ -485,9 +576,26 @@ vm_flags_t hmm_world_vma_flags(enum hmm_ref_vma vma)
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 /* Huge pages */
 
+/* An entry of hugetlbfs is modified as a PTE: x86 inverts the pfn, and how much of it. */
+#ifdef CONFIG_HUGETLB_PAGE
+static pmd_t hmm_protect_hugetlb(pmd_t pmd)
+{
+	pte_t pte = huge_pte_modify(__pte(pmd_val(pmd)), vm_get_page_prot(VM_NONE));
+
+	return __pmd(pte_val(huge_pte_mkuffd(pte)));
+}
+#else
+static pmd_t hmm_protect_hugetlb(pmd_t pmd)
+{
+	return pmd;
+}
+#endif
+
 /* The entry to plant for a huge page whose own is @pmd. */
 pmd_t hmm_world_make_pmd(struct hmm_world *w, enum hmm_ref_entry entry, pmd_t pmd)
 {
+	swp_entry_t leaf;
+
 	switch (entry) {
 	case REF_EMPTY:
 	case REF_WRITABLE:
@@ -500,9 +608,26 @@ pmd_t hmm_world_make_pmd(struct hmm_world *w, enum hmm_ref_entry entry, pmd_t pm
 							vm_get_page_prot(VM_READ))));
 	case REF_PROTNONE:
 		return pmd_modify(pmd, vm_get_page_prot(VM_NONE));
+	case REF_RWP:
+		if (w->leaf.file)
+			return hmm_protect_hugetlb(pmd);
+		return pmd_mkuffd(pmd_modify(pmd, vm_get_page_prot(VM_NONE)));
 	default:
-		return swp_entry_to_pmd(hmm_make_softleaf(w, entry, pmd_page(pmd)));
+		leaf = hmm_make_softleaf(w, entry, pmd_page(pmd));
+		pmd = swp_entry_to_pmd(leaf);
+		return hmm_is_private_uffd(entry) ? pmd_swp_mkuffd(pmd) : pmd;
 	}
+}
+
+/* What is not present is kept from page_table_check, as hmm_set_pte() does. */
+static void hmm_set_pmd_at(struct hmm_world *w, pmd_t *pmdp, pmd_t pmd)
+{
+	if (pmd_present(pmd) || pmd_none(pmd)) {
+		set_pmd_at(w->mm, w->base, pmdp, pmd);
+		return;
+	}
+	pmdp_huge_get_and_clear(w->mm, w->base, pmdp);
+	WRITE_ONCE(*pmdp, pmd);
 }
 
 static void hmm_set_pmd(struct hmm_world *w, pmd_t from, pmd_t to)
@@ -515,7 +640,7 @@ static void hmm_set_pmd(struct hmm_world *w, pmd_t from, pmd_t to)
 		if (w->leaf.file)
 			*pmdp = to;
 		else
-			set_pmd_at(w->mm, w->base, pmdp, to);
+			hmm_set_pmd_at(w, pmdp, to);
 	}
 	spin_unlock(ptl);
 }

@@ -136,6 +136,13 @@ static inline bool hmm_is_migration(enum hmm_ref_entry entry)
 	       entry == REF_MIGRATION_WRITE;
 }
 
+/* Device-private memory, and the bit of its entry says that userfaultfd protects it. */
+static inline bool hmm_is_private_uffd(enum hmm_ref_entry entry)
+{
+	return entry == REF_PRIVATE_WRITE_UFFD || entry == REF_PRIVATE_READ_UFFD ||
+	       entry == REF_PRIVATE_OTHER_UFFD;
+}
+
 static inline bool hmm_is_refused(enum hmm_ref_vma vma)
 {
 	return vma >= REF_VMA_NONE;
