@@ -327,6 +327,65 @@ static void hmm_test_table(struct kunit *test)
 			}
 }
 
+/* Entries beside each other */
+
+/* Each twice in a row, beside the other, and alone. */
+static const bool hmm_neighbours[] = { 0, 0, 1, 1, 0, 1 };
+
+static void hmm_neighbour_case(struct hmm_case *c, enum hmm_ref_vma vma,
+			       enum hmm_ref_entry one, enum hmm_ref_entry other)
+{
+	unsigned long i;
+
+	*c = (struct hmm_case) {
+		.first = HMM_BORDER,
+		.end = HMM_BORDER + ARRAY_SIZE(hmm_neighbours),
+		.call = (one + other) % HMM_CALLS,
+		.owner = true,
+	};
+	for (i = 0; i < ARRAY_SIZE(hmm_neighbours); i++)
+		c->page[c->first + i] = (struct hmm_case_page) {
+			.vma = vma,
+			.entry = hmm_neighbours[i] ? other : one,
+		};
+}
+
+/* One failure is enough: it says what @one is taken for. */
+static void hmm_try_neighbours(struct hmm_world *w, struct hmm_case *c,
+			       enum hmm_ref_vma vma, enum hmm_ref_entry one)
+{
+	enum hmm_ref_entry other;
+	bool right = true;
+
+	for (other = 0; right && other < REF_ENTRIES; other++) {
+		if (!hmm_world_possible(vma, other))
+			continue;
+		hmm_neighbour_case(c, vma, one, other);
+		right = hmm_try(w, c);
+		KUNIT_EXPECT_TRUE_MSG(w->test, right, "%s, %s beside %s, %s: %s",
+				      hmm_ref_vma_names[vma], hmm_ref_writable[one].name,
+				      hmm_ref_writable[other].name,
+				      hmm_world_call_names[c->call], w->why);
+	}
+}
+
+/*
+ * A walk that takes several entries at once, because they are alike, has to see
+ * each difference that counts.
+ */
+static void hmm_test_neighbours(struct kunit *test)
+{
+	struct hmm_case *c = kunit_kzalloc(test, sizeof(*c), GFP_KERNEL);
+	enum hmm_ref_entry entry;
+	enum hmm_ref_vma vma;
+
+	KUNIT_ASSERT_NOT_NULL(test, c);
+	for (vma = 0; !hmm_is_refused(vma); vma++)
+		for (entry = 0; entry < REF_ENTRIES; entry++)
+			if (hmm_world_possible(vma, entry))
+				hmm_try_neighbours(test->priv, c, vma, entry);
+}
+
 /* Cases made up at random */
 
 static unsigned long hmm_random(struct rnd_state *rnd, unsigned long below)
@@ -621,6 +680,7 @@ static void hmm_test_bad_pud(struct kunit *test)
 
 static struct kunit_case hmm_walk_cases[] = {
 	KUNIT_CASE_PARAM(hmm_test_table, hmm_row_gen_params),
+	KUNIT_CASE_SLOW(hmm_test_neighbours),
 	KUNIT_CASE_SLOW(hmm_test_random),
 	KUNIT_CASE_PARAM(hmm_test_empty_tables, hmm_world_call_gen),
 	KUNIT_CASE_PARAM(hmm_test_no_tables, hmm_world_call_gen),
