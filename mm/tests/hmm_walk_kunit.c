@@ -17,8 +17,10 @@
 #include <kunit/test.h>
 #include <linux/hmm.h>
 #include <linux/mman.h>
+#include <linux/mmzone.h>
 #include <linux/prandom.h>
 
+#include "../hmm_internal.h"
 #include "hmm_oracle.h"
 #include "hmm_world.h"
 
@@ -676,6 +678,26 @@ static void hmm_test_bad_pud(struct kunit *test)
 	*pudp = good;
 }
 
+/* Pfns that have no room below the flags, which takes 32 bits and much memory */
+
+static void hmm_test_pfn_fits(struct kunit *test)
+{
+	const unsigned long last = BIT(HMM_PFN_ORDER_SHIFT) - 1;
+
+	KUNIT_EXPECT_TRUE(test, hmm_pfn_fits(0));
+	KUNIT_EXPECT_TRUE(test, hmm_pfn_fits(last));
+	KUNIT_EXPECT_EQ(test, last & HMM_PFN_FLAGS, 0);
+	if (IS_ENABLED(CONFIG_64BIT)) {
+#ifdef MAX_PHYSMEM_BITS
+		/* There is no need to look at any pfn. */
+		KUNIT_EXPECT_LE(test, PHYS_PFN((1ULL << MAX_PHYSMEM_BITS) - 1), last);
+#endif
+		return;
+	}
+	KUNIT_EXPECT_FALSE(test, hmm_pfn_fits(last + 1));
+	KUNIT_EXPECT_FALSE(test, hmm_pfn_fits(ULONG_MAX));
+}
+
 /* The suite */
 
 static struct kunit_case hmm_walk_cases[] = {
@@ -686,6 +708,7 @@ static struct kunit_case hmm_walk_cases[] = {
 	KUNIT_CASE_PARAM(hmm_test_no_tables, hmm_world_call_gen),
 	KUNIT_CASE_PARAM(hmm_test_bad_pmd, hmm_world_call_gen),
 	KUNIT_CASE_PARAM(hmm_test_bad_pud, hmm_world_call_gen),
+	KUNIT_CASE(hmm_test_pfn_fits),
 	{}
 };
 
