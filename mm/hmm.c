@@ -7,6 +7,7 @@
  * to bottom: requests, storing, classifying entries, resolving, joining, tables,
  * the page walker's callbacks, walking, locking, faulting, and the calls.
  */
+#include <linux/delay.h>
 #include <linux/hmm.h>
 #include <linux/hugetlb.h>
 #include <linux/leafops.h>
@@ -113,6 +114,9 @@ enum hmm_walk_end {
 
 /* After so many timeouts a call ends even if only its own faults were in the way. */
 #define HMM_TIMEOUTS	10
+
+/* How long a writer gets to wake up, in microseconds. */
+#define HMM_GIVE_WAY_US	50
 
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
@@ -1596,6 +1600,22 @@ static void hmm_find_vma(struct hmm_walk *w)
 }
 
 /*
+ * Let go of a lock of HMM's own, where its VMA ends or somebody waits for it. A writer
+ * that waits for the mmap lock has to wake up first, and a reader that comes back at
+ * once would be quicker, over and over.
+ */
+static void hmm_let_go(struct hmm_walk *w)
+{
+	bool give_way = w->lock == HMM_MMAP_LOCKED && mmap_lock_is_contended(w->mm);
+
+	if (w->cursor == w->end)
+		w->need_mmap_lock = false;
+	hmm_unlock(w);
+	if (give_way)
+		fsleep(HMM_GIVE_WAY_US);
+}
+
+/*
  * Have a lock held, and w->vma and w->end be those of the cursor, on success.
  * Somebody who waits for a lock that is held gets it. A caller who holds the mmap
  * lock himself is interrupted before a fault only, see hmm_fault_run().
@@ -1610,9 +1630,8 @@ static int hmm_lock(struct hmm_walk *w)
 		return 0;
 
 	if (w->may_unlock) {
-		if (w->lock != HMM_UNLOCKED && w->cursor == w->end)
-			w->need_mmap_lock = false;
-		hmm_unlock(w);
+		if (w->lock != HMM_UNLOCKED)
+			hmm_let_go(w);
 		ret = hmm_lock_vma(w) ? 0 : hmm_lock_mmap(w);
 		if (ret)
 			return ret;
