@@ -935,19 +935,20 @@ static bool hmm_is_large(const struct hmm_walk *w, unsigned long addr, pte_t *pt
 }
 
 /*
- * The first of the blocks from @addr on, which is aligned, whose entries may follow
- * each other, or where the table ends. Mostly there is none. By itself this has a
- * register for all that it needs.
+ * The first of the blocks in [@addr, @end), which begins aligned, whose entries may
+ * follow each other, or @end. Mostly there is none. By itself this has a register for
+ * all that it needs.
  */
-static noinline unsigned long hmm_skip_small(const struct hmm_table *t, unsigned long addr)
+static noinline unsigned long hmm_skip_small(const struct hmm_table *t, unsigned long addr,
+					     unsigned long end)
 {
 	pte_t *ptep = hmm_table_entry(t, addr);
-	unsigned long left = (t->end - addr) >> PAGE_SHIFT;
+	unsigned long left = (end - addr) >> PAGE_SHIFT;
 
 	for (; left >= HMM_JOIN_PAGES; left -= HMM_JOIN_PAGES, ptep += HMM_JOIN_PAGES)
 		if (hmm_may_follow(ptep))
-			return t->end - (left << PAGE_SHIFT);
-	return t->end;
+			return end - (left << PAGE_SHIFT);
+	return end;
 }
 
 /*
@@ -991,29 +992,29 @@ static bool hmm_may_have_large_folios(struct vm_area_struct *vma)
 }
 
 /*
- * Find the first piece of a large folio that has pages at or above @addr and is
- * worth an order. Returns false if there is none.
+ * Find the first piece of a large folio that has pages in [@addr, @end) and is worth
+ * an order. It may go on from there. Returns false if there is none.
  */
 static bool hmm_find_piece(const struct hmm_walk *w, const struct hmm_table *t,
-			   unsigned long addr, struct hmm_piece *piece)
+			   unsigned long addr, unsigned long end, struct hmm_piece *piece)
 {
 	if (t->end - t->low < HMM_JOIN_SIZE || !hmm_may_have_large_folios(w->vma))
 		return false;
 	addr = ALIGN_DOWN(addr, HMM_JOIN_SIZE);
 	if (addr < t->low) {
-		if (t->end - addr <= HMM_JOIN_SIZE)
+		if (end - addr <= HMM_JOIN_SIZE)
 			return false;
 		addr += HMM_JOIN_SIZE;
 	}
-	while ((addr = hmm_skip_small(t, addr)) < t->end) {
-		if (hmm_is_large(w, addr, hmm_table_entry(t, addr))) {
-			hmm_measure_piece(w, t, addr, piece);
-			if (piece->end - addr >= HMM_JOIN_SIZE)
-				return true;
-		}
-		addr += HMM_JOIN_SIZE;
-		if (addr >= t->end)
+	for (; addr < end; addr += HMM_JOIN_SIZE) {
+		addr = hmm_skip_small(t, addr, end);
+		if (addr == end)
 			break;
+		if (!hmm_is_large(w, addr, hmm_table_entry(t, addr)))
+			continue;
+		hmm_measure_piece(w, t, addr, piece);
+		if (piece->end - addr >= HMM_JOIN_SIZE)
+			return true;
 	}
 	return false;
 }
@@ -1055,24 +1056,31 @@ static int hmm_resolve_piece(struct hmm_walk *w, const struct hmm_table *t,
 	return ret;
 }
 
+/*
+ * How far ahead the first look for large folios goes. Where each page is faulted by
+ * itself, the walk gets no further, and begins anew after the next.
+ */
+#define HMM_FIRST_LOOK	(PAGE_SIZE << 5)
+
 /* Read what a page table has from the cursor on. Its lock is held. */
 static int hmm_read_table(struct hmm_walk *w, const struct hmm_table *t)
 {
+	unsigned long end, look = HMM_FIRST_LOOK;
 	struct hmm_kind kind = {};
 	struct hmm_piece piece;
+	bool found;
 	int ret;
 
-	while (hmm_find_piece(w, t, w->cursor, &piece)) {
-		if (piece.start > w->cursor) {
-			ret = hmm_read_ptes(w, t, &kind, w->cursor, piece.start);
-			if (ret)
-				return ret;
-		}
-		ret = hmm_resolve_piece(w, t, &piece);
-		if (ret || w->cursor == t->end)
-			return ret;
-	}
-	return hmm_read_ptes(w, t, &kind, w->cursor, t->end);
+	do {
+		end = hmm_addr_end(w->cursor, look, t->end);
+		found = hmm_find_piece(w, t, w->cursor, end, &piece);
+		ret = hmm_read_ptes(w, t, &kind, w->cursor,
+				    found ? max(piece.start, w->cursor) : end);
+		if (!ret && found)
+			ret = hmm_resolve_piece(w, t, &piece);
+		look = PMD_SIZE;
+	} while (!ret && w->cursor < t->end);
+	return ret;
 }
 
 /*
