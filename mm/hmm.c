@@ -762,7 +762,7 @@ static unsigned long hmm_read_same(pte_t pte, unsigned long out, pte_t *ptep,
 /*
  * The same for device-private pages: entries like @pte, whose output is @out, of
  * the same memory, and so of the same owner. Entries that differ in nothing but
- * the pfn are numbers that differ by as much.
+ * the pfn are numbers that differ by as much, and the uffd bit is not part of them.
  */
 static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte_t *ptep,
 					       unsigned long *elements,
@@ -772,13 +772,15 @@ static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte
 	const struct range *memory = &page_pgmap(softleaf_to_page(leaf))->range;
 	unsigned long pfn = softleaf_to_pfn(leaf), first = PHYS_PFN(memory->start);
 	unsigned long i, offset, pfns = PHYS_PFN(range_len(memory));
+	bool protected = pte_swp_uffd(pte);
 
 	if (pfn - first >= pfns)
 		return 0;
 	out -= pfn - first;
 	for (i = 0; i < npages; i++) {
-		offset = softleaf_from_pte(ptep_get(ptep + i)).val - (leaf.val - (pfn - first));
-		if (offset >= pfns)
+		pte = ptep_get(ptep + i);
+		offset = softleaf_from_pte(pte).val - (leaf.val - (pfn - first));
+		if (offset >= pfns || pte_swp_uffd(pte) != protected)
 			break;
 		hmm_store_page(&elements[i], out + offset);
 	}
