@@ -3,18 +3,12 @@
  * KUnit tests of hmm_dma_map_pfn() and its companions
  *
  * A case gets a device, and a map of a small span for it. The devices cover
- * the ways in which a map can work, see hmm_dma_ways. Two of them need somebody
- * who translates addresses: the tests stand in for an architecture's
- * dma_map_ops and for an IOMMU. Either keeps a record of what the device can
- * reach, which is what results are compared with, so that hmm_dma.c is never
- * asked about itself.
+ * the ways in which a map can work, see hmm_dma_ways.
  *
  * Mapping and unmapping is done under a spinlock, as drivers do.
  *
  * Everything used here is exported, so that the suite can be a module.
  */
-#include <kunit/device.h>
-#include <kunit/platform_device.h>
 #include <kunit/resource.h>
 #include <kunit/test.h>
 #include <linux/dma-direct.h>
@@ -22,21 +16,20 @@
 #include <linux/fault-inject.h>
 #include <linux/hmm-dma.h>
 #include <linux/hmm.h>
-#include <linux/iommu.h>
 #include <linux/ioport.h>
 #include <linux/memremap.h>
 #include <linux/pci-p2pdma.h>
 #include <linux/pci.h>
-#include <linux/platform_device.h>
 #include <linux/slab.h>
 #include <linux/xarray.h>
+
+#include "hmm_dma_device.h"
 
 /* The span, in pages, and how large a large DMA entry is. */
 #define HMM_DMA_PAGES	16
 #define HMM_DMA_LARGE	4
 
-/* Where the IOMMU has addresses, and how many pages of them. */
-#define HMM_DMA_IOVA	0x1000000UL
+/* How many pages of addresses the IOMMU has. */
 #define HMM_DMA_IOVAS	64
 
 /* Between physical addresses and those on the peer's bus. */
@@ -49,351 +42,24 @@
 #define HMM_DMA_OUTPUT \
 	(HMM_PFN_VALID | HMM_PFN_WRITE | (9UL << HMM_PFN_ORDER_SHIFT))
 
-struct hmm_dma_fixture;
-
-/**
- * struct hmm_dma_way - a way in which a map can work
- * @name: what it is called
- * @create: make a device for which maps work that way, or skip the test
- * @stateless: whether the device needs nobody to translate
- * @iova: whether the map has an IOVA space of its own
- * @crowded: whether the IOMMU has no room for that when it is asked for
- */
-struct hmm_dma_way {
-	const char *name;
-	struct device *(*create)(struct hmm_dma_fixture *t);
-	bool stateless;
-	bool iova;
-	bool crowded;
-};
-
 /**
  * struct hmm_dma_fixture - what a case works with
  * @test: the running test
- * @way: how the map is to work
- * @dev: the device
+ * @device: the device, and how the map is to work
  * @map: the map that is tested
  * @peer: what is known of the peer; a plain page has none
  * @lock: what a driver has to keep invalidations out
  * @pages: HMM_DMA_PAGES contiguous pages
  * @crowd: takes all of the IOMMU's addresses
- * @reach: what the device reaches at each page of addresses, if not stateless:
- *	hmm_dma_reach() of the physical page
- * @next: the next address that the dma_map_ops give out
- * @domain: the IOMMU's domain of the device
- * @fail_map: have the next mapping fail
- * @fail_sync: have the next flush of the IOTLB fail
- * @wrong: the first thing that a translator met and that was wrong
  */
 struct hmm_dma_fixture {
 	struct kunit *test;
-	const struct hmm_dma_way *way;
-	struct device *dev;
+	struct hmm_dma_device device;
 	struct hmm_dma_map map;
 	struct pci_p2pdma_map_state peer;
 	spinlock_t lock;
 	struct page *pages;
 	struct hmm_dma_map crowd;
-	struct xarray reach;
-	dma_addr_t next;
-	struct iommu_domain domain;
-	bool fail_map;
-	bool fail_sync;
-	const char *wrong;
-};
-
-/* Translators run with a spinlock held, where a failed expectation may not print. */
-static void hmm_dma_check(struct hmm_dma_fixture *t, bool right, const char *wrong)
-{
-	if (!right && !t->wrong)
-		t->wrong = wrong;
-}
-
-/* What the device reaches, as whoever translates for it knows, if anybody does */
-
-static void *hmm_dma_reach(phys_addr_t phys, bool mmio)
-{
-	return xa_mk_value((PHYS_PFN(phys) << 1) | mmio);
-}
-
-static __maybe_unused void hmm_dma_connect(struct hmm_dma_fixture *t, dma_addr_t addr,
-					   phys_addr_t phys, size_t size, bool mmio)
-{
-	size_t at;
-
-	for (at = 0; at < size; at += PAGE_SIZE)
-		hmm_dma_check(t, !xa_store(&t->reach, PHYS_PFN(addr + at),
-					   hmm_dma_reach(phys + at, mmio), GFP_ATOMIC),
-			      "a page of addresses was mapped twice");
-}
-
-static __maybe_unused void hmm_dma_disconnect(struct hmm_dma_fixture *t, dma_addr_t addr,
-					      size_t size)
-{
-	size_t at;
-
-	for (at = 0; at < size; at += PAGE_SIZE)
-		hmm_dma_check(t, xa_erase(&t->reach, PHYS_PFN(addr + at)),
-			      "a page of addresses was unmapped twice");
-}
-
-static unsigned long hmm_dma_connected(struct hmm_dma_fixture *t)
-{
-	unsigned long index, count = 0;
-	void *entry;
-
-	xa_for_each(&t->reach, index, entry)
-		count++;
-	return count;
-}
-
-static __maybe_unused bool hmm_dma_fails(bool *fail)
-{
-	bool fails = *fail;
-
-	*fail = false;
-	return fails;
-}
-
-/* A device that reaches memory directly */
-
-static struct device *hmm_dma_create_direct(struct hmm_dma_fixture *t)
-{
-	return kunit_device_register(t->test, "direct");
-}
-
-/* A device for which dma_map_ops of the architecture's translate */
-
-#ifdef CONFIG_ARCH_HAS_DMA_OPS
-static void hmm_dma_check_ops(struct hmm_dma_fixture *t, enum dma_data_direction dir,
-			      unsigned long attrs)
-{
-	hmm_dma_check(t, dir == DMA_BIDIRECTIONAL, "the direction");
-	hmm_dma_check(t, (attrs & ~DMA_ATTR_MMIO) == DMA_ATTR_REQUIRE_COHERENT, "the attributes");
-}
-
-static dma_addr_t hmm_dma_ops_map(struct device *dev, phys_addr_t phys, size_t size,
-				  enum dma_data_direction dir, unsigned long attrs)
-{
-	struct hmm_dma_fixture *t = dev_get_drvdata(dev);
-	dma_addr_t addr = t->next;
-
-	hmm_dma_check_ops(t, dir, attrs);
-	if (hmm_dma_fails(&t->fail_map))
-		return DMA_MAPPING_ERROR;
-	hmm_dma_connect(t, addr, phys, size, attrs & DMA_ATTR_MMIO);
-	t->next += size;
-	return addr;
-}
-
-static void hmm_dma_ops_unmap(struct device *dev, dma_addr_t addr, size_t size,
-			      enum dma_data_direction dir, unsigned long attrs)
-{
-	struct hmm_dma_fixture *t = dev_get_drvdata(dev);
-	void *entry = xa_load(&t->reach, PHYS_PFN(addr));
-
-	hmm_dma_check_ops(t, dir, attrs);
-	hmm_dma_check(t, !!(attrs & DMA_ATTR_MMIO) == (entry && (xa_to_value(entry) & 1)),
-		      "what was mapped as MMIO was not unmapped so, or the reverse");
-	hmm_dma_disconnect(t, addr, size);
-}
-
-static const struct dma_map_ops hmm_dma_ops = {
-	.map_phys	= hmm_dma_ops_map,
-	.unmap_phys	= hmm_dma_ops_unmap,
-};
-
-static struct device *hmm_dma_create_ops(struct hmm_dma_fixture *t)
-{
-	struct device *dev = kunit_device_register(t->test, "ops");
-
-	if (!IS_ERR(dev)) {
-		dev_set_drvdata(dev, t);
-		set_dma_ops(dev, &hmm_dma_ops);
-	}
-	t->next = HMM_DMA_IOVA;
-	return dev;
-}
-#else
-static struct device *hmm_dma_create_ops(struct hmm_dma_fixture *t)
-{
-	kunit_skip(t->test, "no device has DMA operations of its own here");
-}
-#endif
-
-/* A device behind an IOMMU */
-
-#ifdef CONFIG_IOMMU_DMA
-static struct hmm_dma_fixture *hmm_dma_of_domain(struct iommu_domain *domain)
-{
-	return container_of(domain, struct hmm_dma_fixture, domain);
-}
-
-static int hmm_dma_iommu_attach(struct iommu_domain *domain, struct device *dev,
-				struct iommu_domain *old)
-{
-	return 0;
-}
-
-static int hmm_dma_iommu_map(struct iommu_domain *domain, unsigned long iova,
-			     phys_addr_t phys, size_t pgsize, size_t pgcount,
-			     int prot, gfp_t gfp, size_t *mapped)
-{
-	struct hmm_dma_fixture *t = hmm_dma_of_domain(domain);
-
-	hmm_dma_check(t, (prot & ~IOMMU_MMIO) ==
-		      (IOMMU_READ | IOMMU_WRITE | (prot & IOMMU_MMIO ? 0 : IOMMU_CACHE)),
-		      "the protection");
-	if (hmm_dma_fails(&t->fail_map))
-		return -ENOMEM;
-	*mapped = pgsize * pgcount;
-	hmm_dma_connect(t, iova, phys, *mapped, prot & IOMMU_MMIO);
-	return 0;
-}
-
-static size_t hmm_dma_iommu_unmap(struct iommu_domain *domain, unsigned long iova,
-				  size_t pgsize, size_t pgcount,
-				  struct iommu_iotlb_gather *gather)
-{
-	hmm_dma_disconnect(hmm_dma_of_domain(domain), iova, pgsize * pgcount);
-	return pgsize * pgcount;
-}
-
-static int hmm_dma_iommu_sync(struct iommu_domain *domain, unsigned long iova,
-			      size_t size)
-{
-	struct hmm_dma_fixture *t = hmm_dma_of_domain(domain);
-
-	return hmm_dma_fails(&t->fail_sync) ? -EIO : 0;
-}
-
-static phys_addr_t hmm_dma_iommu_phys(struct iommu_domain *domain, dma_addr_t iova)
-{
-	struct hmm_dma_fixture *t = hmm_dma_of_domain(domain);
-	void *entry = xa_load(&t->reach, PHYS_PFN(iova));
-
-	return entry ? PFN_PHYS(xa_to_value(entry) >> 1) : 0;
-}
-
-/* The domain is part of the fixture. */
-static void hmm_dma_iommu_free(struct iommu_domain *domain)
-{
-}
-
-static const struct iommu_domain_ops hmm_dma_domain_ops = {
-	.attach_dev	= hmm_dma_iommu_attach,
-	.map_pages	= hmm_dma_iommu_map,
-	.unmap_pages	= hmm_dma_iommu_unmap,
-	.iotlb_sync_map	= hmm_dma_iommu_sync,
-	.iova_to_phys	= hmm_dma_iommu_phys,
-	.free		= hmm_dma_iommu_free,
-};
-
-static struct iommu_domain *hmm_dma_iommu_domain(struct device *dev)
-{
-	struct hmm_dma_fixture *t = dev_get_drvdata(dev);
-
-	t->domain.pgsize_bitmap = PAGE_SIZE;
-	t->domain.geometry = (struct iommu_domain_geometry) {
-		.aperture_start	= HMM_DMA_IOVA,
-		.aperture_end	= HMM_DMA_IOVA + HMM_DMA_IOVAS * PAGE_SIZE - 1,
-		.force_aperture	= true,
-	};
-	return &t->domain;
-}
-
-static int hmm_dma_iommu_domain_type(struct device *dev)
-{
-	return IOMMU_DOMAIN_DMA;
-}
-
-static const struct device_type hmm_dma_behind_iommu = {
-	.name = "hmm_dma_kunit",
-};
-
-static struct iommu_device hmm_dma_iommu;
-static bool hmm_dma_iommu_ready;
-
-/* Every device there is gets offered. */
-static struct iommu_device *hmm_dma_iommu_probe(struct device *dev)
-{
-	return dev->type == &hmm_dma_behind_iommu ? &hmm_dma_iommu : ERR_PTR(-ENODEV);
-}
-
-static const struct iommu_ops hmm_dma_iommu_ops = {
-	.owner			= THIS_MODULE,
-	.probe_device		= hmm_dma_iommu_probe,
-	.device_group		= generic_device_group,
-	.def_domain_type	= hmm_dma_iommu_domain_type,
-	.domain_alloc_paging	= hmm_dma_iommu_domain,
-	.default_domain_ops	= &hmm_dma_domain_ops,
-};
-
-static int hmm_dma_suite_init(struct kunit_suite *suite)
-{
-	int ret;
-
-	ret = iommu_device_sysfs_add(&hmm_dma_iommu, NULL, NULL, "hmm_dma_kunit");
-	if (ret)
-		return ret;
-	ret = iommu_device_register(&hmm_dma_iommu, &hmm_dma_iommu_ops, NULL);
-	if (ret)
-		iommu_device_sysfs_remove(&hmm_dma_iommu);
-	hmm_dma_iommu_ready = !ret;
-	return ret;
-}
-
-static void hmm_dma_suite_exit(struct kunit_suite *suite)
-{
-	if (!hmm_dma_iommu_ready)
-		return;
-	iommu_device_unregister(&hmm_dma_iommu);
-	iommu_device_sysfs_remove(&hmm_dma_iommu);
-}
-
-static struct device *hmm_dma_create_iommu(struct hmm_dma_fixture *t)
-{
-	struct platform_device *pdev;
-	int ret;
-
-	pdev = kunit_platform_device_alloc(t->test, "hmm_dma_kunit", PLATFORM_DEVID_NONE);
-	KUNIT_ASSERT_NOT_NULL(t->test, pdev);
-	pdev->dev.type = &hmm_dma_behind_iommu;
-	platform_set_drvdata(pdev, t);
-	ret = kunit_platform_device_add(t->test, pdev);
-	KUNIT_ASSERT_EQ(t->test, ret, 0);
-	if (iommu_get_domain_for_dev(&pdev->dev) != &t->domain)
-		kunit_skip(t->test, "this machine has an IOMMU for all devices");
-	return &pdev->dev;
-}
-#else
-static int hmm_dma_suite_init(struct kunit_suite *suite)
-{
-	return 0;
-}
-
-static void hmm_dma_suite_exit(struct kunit_suite *suite)
-{
-}
-
-static struct device *hmm_dma_create_iommu(struct hmm_dma_fixture *t)
-{
-	kunit_skip(t->test, "needs CONFIG_IOMMU_DMA");
-}
-#endif
-
-/* First those that nobody can fail, last those that need a flush of the IOTLB. */
-enum { HMM_DMA_STATELESS, HMM_DMA_RECORDED, HMM_DMA_CROWDED, HMM_DMA_IN_IOVA };
-
-static const struct hmm_dma_way hmm_dma_ways[] = {
-	[HMM_DMA_STATELESS] = {
-		.name = "stateless", .create = hmm_dma_create_direct, .stateless = true,
-	},
-	[HMM_DMA_RECORDED] = { .name = "recorded", .create = hmm_dma_create_ops },
-	[HMM_DMA_CROWDED] = {
-		.name = "recorded_iommu", .create = hmm_dma_create_iommu, .crowded = true,
-	},
-	[HMM_DMA_IN_IOVA] = { .name = "iova", .create = hmm_dma_create_iommu, .iova = true },
 };
 
 static const void *hmm_dma_next_way(const struct hmm_dma_way *way, char *desc)
@@ -417,14 +83,6 @@ HMM_DMA_PARAMS(hmm_dma_any, HMM_DMA_STATELESS)
 HMM_DMA_PARAMS(hmm_dma_translated, HMM_DMA_RECORDED)
 HMM_DMA_PARAMS(hmm_dma_flushed, HMM_DMA_CROWDED)
 
-/* Only debugging has a record kept of what needs no unmap. */
-static bool hmm_dma_records(const struct hmm_dma_fixture *t)
-{
-	if (t->way->stateless)
-		return IS_ENABLED(CONFIG_DMA_API_DEBUG);
-	return !t->way->iova;
-}
-
 /* Maps */
 
 static bool hmm_dma_is_empty(const struct hmm_dma_map *map)
@@ -437,9 +95,9 @@ static void hmm_dma_crowd(struct hmm_dma_fixture *t)
 {
 	int ret;
 
-	if (!t->way->crowded)
+	if (!t->device.way->crowded)
 		return;
-	ret = hmm_dma_map_alloc(t->dev, &t->crowd, HMM_DMA_IOVAS, PAGE_SIZE);
+	ret = hmm_dma_map_alloc(t->device.dev, &t->crowd, HMM_DMA_IOVAS, PAGE_SIZE);
 	KUNIT_ASSERT_EQ(t->test, ret, 0);
 	KUNIT_ASSERT_TRUE(t->test, dma_use_iova(&t->crowd.state));
 }
@@ -449,12 +107,12 @@ static void hmm_dma_alloc(struct hmm_dma_fixture *t, size_t entry_pages)
 	int ret;
 
 	hmm_dma_crowd(t);
-	ret = hmm_dma_map_alloc(t->dev, &t->map, HMM_DMA_PAGES,
+	ret = hmm_dma_map_alloc(t->device.dev, &t->map, HMM_DMA_PAGES,
 				entry_pages * PAGE_SIZE);
-	hmm_dma_map_free(t->dev, &t->crowd);
+	hmm_dma_map_free(t->device.dev, &t->crowd);
 	KUNIT_ASSERT_EQ(t->test, ret, 0);
-	KUNIT_ASSERT_EQ(t->test, dma_use_iova(&t->map.state), t->way->iova);
-	KUNIT_ASSERT_EQ(t->test, !!t->map.dma_list, hmm_dma_records(t));
+	KUNIT_ASSERT_EQ(t->test, dma_use_iova(&t->map.state), t->device.way->iova);
+	KUNIT_ASSERT_EQ(t->test, !!t->map.dma_list, hmm_dma_records(&t->device));
 }
 
 static size_t hmm_dma_entries(const struct hmm_dma_fixture *t)
@@ -465,13 +123,13 @@ static size_t hmm_dma_entries(const struct hmm_dma_fixture *t)
 static dma_addr_t hmm_dma_map(struct hmm_dma_fixture *t, size_t idx)
 {
 	guard(spinlock)(&t->lock);
-	return hmm_dma_map_pfn(t->dev, &t->map, idx, &t->peer);
+	return hmm_dma_map_pfn(t->device.dev, &t->map, idx, &t->peer);
 }
 
 static bool hmm_dma_unmap(struct hmm_dma_fixture *t, size_t idx)
 {
 	guard(spinlock)(&t->lock);
-	return hmm_dma_unmap_pfn(t->dev, &t->map, idx);
+	return hmm_dma_unmap_pfn(t->device.dev, &t->map, idx);
 }
 
 /* The page that an entry is mapped to: no two entries have the same. */
@@ -502,16 +160,18 @@ static void hmm_dma_expect_output(struct hmm_dma_fixture *t, size_t idx,
 static void hmm_dma_expect_reach(struct hmm_dma_fixture *t, dma_addr_t addr,
 				 phys_addr_t phys, bool mmio)
 {
-	if (t->way->stateless)
-		KUNIT_EXPECT_EQ(t->test, addr, phys_to_dma(t->dev, phys));
+	if (t->device.way->stateless)
+		KUNIT_EXPECT_EQ(t->test, addr, phys_to_dma(t->device.dev, phys));
 	else
-		KUNIT_EXPECT_PTR_EQ(t->test, xa_load(&t->reach, PHYS_PFN(addr)),
+		KUNIT_EXPECT_PTR_EQ(t->test, xa_load(&t->device.reach, PHYS_PFN(addr)),
 				    hmm_dma_reach(phys, mmio));
 }
 
 static void hmm_dma_expect_connected(struct hmm_dma_fixture *t, unsigned long pages)
 {
-	KUNIT_EXPECT_EQ(t->test, hmm_dma_connected(t), t->way->stateless ? 0 : pages);
+	if (t->device.way->stateless)
+		pages = 0;
+	KUNIT_EXPECT_EQ(t->test, hmm_dma_connected(&t->device), pages);
 }
 
 /* Map an entry to its page; the device then reaches all of it. */
@@ -523,7 +183,7 @@ static dma_addr_t hmm_dma_map_entry(struct hmm_dma_fixture *t, size_t idx)
 
 	hmm_dma_put(t, idx, page);
 	addr = hmm_dma_map(t, idx);
-	KUNIT_ASSERT_FALSE(t->test, dma_mapping_error(t->dev, addr));
+	KUNIT_ASSERT_FALSE(t->test, dma_mapping_error(t->device.dev, addr));
 	for (at = 0; at < t->map.dma_entry_size; at += PAGE_SIZE)
 		hmm_dma_expect_reach(t, addr + at, page_to_phys(page) + at, false);
 	return addr;
@@ -550,12 +210,12 @@ static void hmm_dma_unmap_all(struct hmm_dma_fixture *t)
 /* An entry that cannot be mapped is left as it was. */
 static void hmm_dma_expect_refused(struct hmm_dma_fixture *t, size_t idx)
 {
-	unsigned long connected = hmm_dma_connected(t);
+	unsigned long connected = hmm_dma_connected(&t->device);
 	unsigned long output = t->map.pfn_list[idx];
 
 	KUNIT_EXPECT_EQ(t->test, hmm_dma_map(t, idx), DMA_MAPPING_ERROR);
 	KUNIT_EXPECT_EQ(t->test, t->map.pfn_list[idx], output);
-	KUNIT_EXPECT_EQ(t->test, hmm_dma_connected(t), connected);
+	KUNIT_EXPECT_EQ(t->test, hmm_dma_connected(&t->device), connected);
 }
 
 /* Mapping and unmapping */
@@ -721,7 +381,7 @@ static void hmm_dma_test_bounces_later(struct kunit *test)
 
 	hmm_dma_alloc(t, 1);
 	hmm_dma_map_entry(t, 0);
-	dma_reset_need_sync(t->dev);
+	dma_reset_need_sync(t->device.dev);
 	KUNIT_EXPECT_TRUE(test, hmm_dma_unmap(t, 0));
 	hmm_dma_expect_output(t, 0, hmm_dma_page(t, 0), 0);
 	hmm_dma_expect_connected(t, 0);
@@ -736,9 +396,9 @@ static void hmm_dma_test_map_fails(struct kunit *test)
 	hmm_dma_alloc(t, 1);
 	hmm_dma_map_entry(t, 0);
 	hmm_dma_put(t, 1, hmm_dma_page(t, 1));
-	t->fail_map = true;
+	t->device.fail_map = true;
 	hmm_dma_expect_refused(t, 1);
-	KUNIT_EXPECT_FALSE(test, t->fail_map);
+	KUNIT_EXPECT_FALSE(test, t->device.fail_map);
 	KUNIT_EXPECT_FALSE(test, hmm_dma_unmap(t, 1));
 	hmm_dma_map_entry(t, 1);
 	hmm_dma_expect_connected(t, 2);
@@ -751,9 +411,9 @@ static void hmm_dma_test_sync_fails(struct kunit *test)
 	hmm_dma_alloc(t, HMM_DMA_LARGE);
 	hmm_dma_map_entry(t, 0);
 	hmm_dma_put(t, 1, hmm_dma_page(t, 1));
-	t->fail_sync = true;
+	t->device.fail_sync = true;
 	hmm_dma_expect_refused(t, 1);
-	KUNIT_EXPECT_FALSE(test, t->fail_sync);
+	KUNIT_EXPECT_FALSE(test, t->device.fail_sync);
 	hmm_dma_map_entry(t, 1);
 	hmm_dma_expect_connected(t, 2 * HMM_DMA_LARGE);
 }
@@ -766,11 +426,11 @@ static void hmm_dma_expect_no_map(struct hmm_dma_fixture *t, int error,
 	int ret;
 
 	memset(&t->map, 0x5a, sizeof(t->map));
-	ret = hmm_dma_map_alloc(t->dev, &t->map, nr_entries, dma_entry_size);
+	ret = hmm_dma_map_alloc(t->device.dev, &t->map, nr_entries, dma_entry_size);
 	KUNIT_EXPECT_EQ(t->test, ret, error);
 	KUNIT_EXPECT_TRUE(t->test, hmm_dma_is_empty(&t->map));
 	if (!ret)
-		hmm_dma_map_free(t->dev, &t->map);
+		hmm_dma_map_free(t->device.dev, &t->map);
 	memset(&t->map, 0, sizeof(t->map));
 }
 
@@ -791,7 +451,7 @@ static void hmm_dma_test_limited_device(struct kunit *test)
 {
 	struct hmm_dma_fixture *t = test->priv;
 
-	t->dev->bus_dma_limit = PAGE_SIZE - 1;
+	t->device.dev->bus_dma_limit = PAGE_SIZE - 1;
 	hmm_dma_expect_no_map(t, -EOPNOTSUPP, HMM_DMA_PAGES, PAGE_SIZE);
 }
 
@@ -801,7 +461,7 @@ static void hmm_dma_test_syncing_device(struct kunit *test)
 
 	if (!IS_ENABLED(CONFIG_DMA_NEED_SYNC))
 		kunit_skip(test, "needs CONFIG_DMA_NEED_SYNC");
-	dma_reset_need_sync(t->dev);
+	dma_reset_need_sync(t->device.dev);
 	hmm_dma_expect_no_map(t, -EOPNOTSUPP, HMM_DMA_PAGES, PAGE_SIZE);
 }
 
@@ -853,14 +513,14 @@ static void hmm_dma_test_no_memory(struct kunit *test)
 	hmm_dma_crowd(t);
 	for (nth = 1, left = 0; !left; nth++) {
 		hmm_dma_fail_nth(nth);
-		ret = hmm_dma_map_alloc(t->dev, &t->map, HMM_DMA_PAGES, PAGE_SIZE);
+		ret = hmm_dma_map_alloc(t->device.dev, &t->map, HMM_DMA_PAGES, PAGE_SIZE);
 		left = hmm_dma_fail_nth(0);
 		KUNIT_EXPECT_EQ(test, ret, ret ? -ENOMEM : 0);
 		KUNIT_EXPECT_EQ(test, hmm_dma_is_empty(&t->map), ret != 0);
 		errors += ret != 0;
-		hmm_dma_map_free(t->dev, &t->map);
+		hmm_dma_map_free(t->device.dev, &t->map);
 	}
-	KUNIT_EXPECT_EQ(test, errors, hmm_dma_records(t) ? 3 : 2);
+	KUNIT_EXPECT_EQ(test, errors, hmm_dma_records(&t->device) ? 3 : 2);
 	KUNIT_EXPECT_EQ(test, ret, 0);
 }
 
@@ -869,9 +529,9 @@ static void hmm_dma_test_free(struct kunit *test)
 	struct hmm_dma_fixture *t = test->priv;
 
 	hmm_dma_alloc(t, 1);
-	hmm_dma_map_free(t->dev, &t->map);
+	hmm_dma_map_free(t->device.dev, &t->map);
 	KUNIT_EXPECT_TRUE(test, hmm_dma_is_empty(&t->map));
-	hmm_dma_map_free(t->dev, &t->map);
+	hmm_dma_map_free(t->device.dev, &t->map);
 	KUNIT_EXPECT_TRUE(test, hmm_dma_is_empty(&t->map));
 }
 
@@ -886,7 +546,7 @@ static void hmm_dma_test_reuse(struct kunit *test)
 		hmm_dma_alloc(t, 1);
 		hmm_dma_map_all(t, addrs);
 		hmm_dma_unmap_all(t);
-		hmm_dma_map_free(t->dev, &t->map);
+		hmm_dma_map_free(t->device.dev, &t->map);
 	}
 }
 
@@ -1000,7 +660,7 @@ static dma_addr_t hmm_dma_map_peer(struct hmm_dma_fixture *t, size_t idx,
 	t->peer.map = type;
 	hmm_dma_put(t, idx, page);
 	addr = hmm_dma_map(t, idx);
-	KUNIT_ASSERT_FALSE(t->test, dma_mapping_error(t->dev, addr));
+	KUNIT_ASSERT_FALSE(t->test, dma_mapping_error(t->device.dev, addr));
 	return addr;
 }
 
@@ -1117,19 +777,16 @@ static int hmm_dma_test_init(struct kunit *test)
 	t = kunit_kzalloc(test, sizeof(*t), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, t);
 	t->test = test;
-	t->way = test->param_value ?: &hmm_dma_ways[HMM_DMA_STATELESS];
 	spin_lock_init(&t->lock);
-	xa_init(&t->reach);
 	t->pages = alloc_pages(GFP_KERNEL, get_order(HMM_DMA_PAGES * PAGE_SIZE));
 	KUNIT_ASSERT_NOT_NULL(test, t->pages);
 	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, hmm_dma_free_pages, t->pages));
 
 	test->priv = t;
-	t->dev = t->way->create(t);
-	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, t->dev);
-	/* Where that is not a matter of course, a device is, or it gets no map. */
-	dev_set_dma_coherent(t->dev);
-	return dma_set_mask(t->dev, DMA_BIT_MASK(64));
+	hmm_dma_device_create(&t->device, test,
+			      test->param_value ?: &hmm_dma_ways[HMM_DMA_STATELESS],
+			      HMM_DMA_IOVAS);
+	return 0;
 }
 
 /* Leave no mapping behind, wherever a test ended. */
@@ -1141,13 +798,12 @@ static void hmm_dma_test_exit(struct kunit *test)
 	if (!t)
 		return;
 	hmm_dma_fail_nth(0);
-	hmm_dma_map_free(t->dev, &t->crowd);
+	hmm_dma_map_free(t->device.dev, &t->crowd);
 	if (t->map.pfn_list)
 		for (idx = 0; idx < hmm_dma_entries(t); idx++)
 			hmm_dma_unmap(t, idx);
-	hmm_dma_map_free(t->dev, &t->map);
-	xa_destroy(&t->reach);
-	KUNIT_EXPECT_NULL_MSG(test, t->wrong, "a translator met something wrong: %s", t->wrong);
+	hmm_dma_map_free(t->device.dev, &t->map);
+	hmm_dma_device_destroy(&t->device);
 }
 
 #define HMM_DMA_CASE(name) \
