@@ -13,9 +13,11 @@
 #include <linux/leafops.h>
 #include <linux/memremap.h>
 #include <linux/mm.h>
+#include <linux/mman.h>
 #include <linux/pagewalk.h>
 #include <linux/secretmem.h>
 #include <linux/swap.h>
+#include <linux/syscalls.h>
 #include <linux/userfaultfd_k.h>
 
 #include "../internal.h"
@@ -243,7 +245,7 @@ struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
 		oracle.out &= ~HMM_PFN_WRITE;
 	return oracle;
 }
-EXPORT_SYMBOL_FOR_MODULES(hmm_oracle, "test_hmm,hmm_walk_test");
+EXPORT_SYMBOL_FOR_MODULES(hmm_oracle, "test_hmm,hmm_walk_test,hmm_dma_test");
 
 static bool oracle_is_block(const struct hmm_oracle *oracles, unsigned long npages)
 {
@@ -319,3 +321,38 @@ bool hmm_oracle_page_out(unsigned long addr)
 	return reclaim_pages(&folios) == 1;
 }
 EXPORT_SYMBOL_FOR_MODULES(hmm_oracle_page_out, "hmm_walk_test");
+
+/**
+ * hmm_oracle_madvise() - have memory taken away, or be of a kind
+ * @mm: address space
+ * @start: first address
+ * @size: how many bytes
+ * @advice: as madvise() takes it
+ *
+ * Context: The mmap lock is not held.
+ * Return: what madvise() would return.
+ */
+int hmm_oracle_madvise(struct mm_struct *mm, unsigned long start, unsigned long size,
+		       int advice)
+{
+	return do_madvise(mm, start, size, advice);
+}
+EXPORT_SYMBOL_FOR_MODULES(hmm_oracle_madvise, "hmm_dma_test");
+
+#ifdef CONFIG_HUGETLB_PAGE
+/**
+ * hmm_oracle_mmap_hugetlb() - map huge pages of the size that a PMD maps
+ * @start: where, aligned to that
+ * @size: how many bytes, aligned as well
+ *
+ * Context: As mmap(), in the calling thread's address space.
+ * Return: where they are, or a negative errno.
+ */
+unsigned long hmm_oracle_mmap_hugetlb(unsigned long start, unsigned long size)
+{
+	return ksys_mmap_pgoff(start, size, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_HUGETLB |
+			       PMD_SHIFT << MAP_HUGE_SHIFT, -1, 0);
+}
+EXPORT_SYMBOL_FOR_MODULES(hmm_oracle_mmap_hugetlb, "hmm_dma_test");
+#endif

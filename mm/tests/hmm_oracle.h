@@ -24,5 +24,8 @@ struct hmm_oracle hmm_oracle(struct mm_struct *mm, unsigned long addr,
 void hmm_oracle_join(struct hmm_oracle *oracles, unsigned long addr,
 		     unsigned long npages);
 bool hmm_oracle_page_out(unsigned long addr);
+int hmm_oracle_madvise(struct mm_struct *mm, unsigned long start, unsigned long size,
+		       int advice);
+unsigned long hmm_oracle_mmap_hugetlb(unsigned long start, unsigned long size);
 
 #endif
