@@ -630,15 +630,26 @@ static void hmm_set_pmd_at(struct hmm_world *w, pmd_t *pmdp, pmd_t pmd)
 	WRITE_ONCE(*pmdp, pmd);
 }
 
+#ifdef CONFIG_HUGETLB_PAGE
+static void hmm_set_hugetlb(struct hmm_world *w, pmd_t *pmdp, pmd_t pmd)
+{
+	set_huge_pte_at(w->mm, w->base, (pte_t *)pmdp, __pte(pmd_val(pmd)), PMD_SIZE);
+}
+#else
+static void hmm_set_hugetlb(struct hmm_world *w, pmd_t *pmdp, pmd_t pmd)
+{
+}
+#endif
+
 static void hmm_set_pmd(struct hmm_world *w, pmd_t from, pmd_t to)
 {
 	pmd_t *pmdp = hmm_pmd(w->mm, w->base);
 	spinlock_t *ptl = pmd_lock(w->mm, pmdp);
 
 	if (pmd_same(pmdp_get(pmdp), from)) {
-		/* Entries of hugetlb pages would be accounted as others are. */
+		/* What is present is accounted, and what a fault brings will be, too. */
 		if (w->leaf.file)
-			*pmdp = to;
+			hmm_set_hugetlb(w, pmdp, to);
 		else
 			hmm_set_pmd_at(w, pmdp, to);
 	}
