@@ -405,7 +405,7 @@ static void hmm_odp_map_thp(struct hmm_odp *o)
 }
 
 const struct hmm_odp_memory hmm_odp_thp = {
-	.name = "thp", .npages = 2 * HPAGE_PMD_NR, .piece = 1, .map = hmm_odp_map_thp,
+	.name = "thp", .piece = 1, .map = hmm_odp_map_thp,
 };
 #endif
 
@@ -419,8 +419,7 @@ static void hmm_odp_map_hugetlb(struct hmm_odp *o)
 }
 
 const struct hmm_odp_memory hmm_odp_hugetlb = {
-	.name = "hugetlb", .npages = 2 * PTRS_PER_PTE, .piece = PTRS_PER_PTE,
-	.map = hmm_odp_map_hugetlb,
+	.name = "hugetlb", .map = hmm_odp_map_hugetlb,
 };
 #endif
 
@@ -464,7 +463,7 @@ struct hmm_odp *hmm_odp_create(struct kunit *test, const struct hmm_dma_way *way
 	int ret;
 
 	o->memory = memory;
-	o->npages = memory->npages;
+	o->npages = hmm_odp_npages(memory);
 	hmm_dma_device_create(&o->device, test, way, 2 * o->npages);
 	o->table = kunit_kcalloc(test, o->npages, sizeof(*o->table), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, o->table);

@@ -16,12 +16,14 @@
 #include <linux/hmm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
+#include <linux/pgtable.h>
 
 #include "hmm_dma_device.h"
 
 #define HMM_ODP_READ	HMM_PFN_REQ_FAULT
 #define HMM_ODP_WRITE	(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
 #define HMM_ODP_STICKY	(HMM_PFN_DMA_MAPPED | HMM_PFN_P2PDMA | HMM_PFN_P2PDMA_BUS)
+#define HMM_ODP_ORDERS	(HMM_PFN_FLAGS & (HMM_PFN_P2PDMA_BUS - 1))
 
 struct hmm_odp;
 
@@ -82,9 +84,12 @@ extern const struct hmm_odp_call hmm_odp_calls[3];
 /**
  * struct hmm_odp_memory - a kind of memory that the device faults on
  * @name: what it is called
- * @npages: how much of it there is
- * @piece: the least number of pages that can be taken away by themselves
+ * @npages: how much of it there is; 0 for two pages that PMDs map
+ * @piece: the least number of pages that can be taken away by themselves; 0 for
+ *	those of one that a PMD maps
  * @map: map it, at an address that is aligned to @piece
+ *
+ * How many pages a PMD maps is not known everywhere before the kernel runs.
  */
 struct hmm_odp_memory {
 	const char *name;
@@ -92,6 +97,16 @@ struct hmm_odp_memory {
 	unsigned long piece;
 	void (*map)(struct hmm_odp *o);
 };
+
+static inline unsigned long hmm_odp_npages(const struct hmm_odp_memory *memory)
+{
+	return memory->npages ?: 2 * PMD_SIZE >> PAGE_SHIFT;
+}
+
+static inline unsigned long hmm_odp_piece(const struct hmm_odp_memory *memory)
+{
+	return memory->piece ?: PMD_SIZE >> PAGE_SHIFT;
+}
 
 extern const struct hmm_odp_memory hmm_odp_pages;
 extern const struct hmm_odp_memory hmm_odp_handled;
