@@ -443,6 +443,12 @@ int hmm_odp_zap(struct hmm_odp *o, unsigned long page, unsigned long npages)
 	return 0;
 }
 
+/* Leave private pages where they are, for reading. The next write may write on there. */
+void hmm_odp_write_protect(struct hmm_odp *o, unsigned long page, unsigned long npages)
+{
+	hmm_oracle_write_protect(o->mm, hmm_odp_addr(o, page), npages << PAGE_SHIFT);
+}
+
 /* Have the CPU access a page. The address space has to be the calling thread's. */
 int hmm_odp_touch(struct hmm_odp *o, unsigned long page, bool write)
 {

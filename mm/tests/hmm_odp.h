@@ -181,6 +181,7 @@ struct hmm_odp *hmm_odp_create(struct kunit *test, const struct hmm_dma_way *way
 vm_fault_t hmm_odp_handle_map(struct hmm_odp *o, struct vm_fault *vmf, unsigned long page);
 void hmm_odp_zap_file(struct hmm_odp *o, unsigned long page, unsigned long npages);
 int hmm_odp_zap(struct hmm_odp *o, unsigned long page, unsigned long npages);
+void hmm_odp_write_protect(struct hmm_odp *o, unsigned long page, unsigned long npages);
 int hmm_odp_touch(struct hmm_odp *o, unsigned long page, bool write);
 
 /* What the device does */

@@ -41,6 +41,7 @@ MODULE_PARM_DESC(odp_seconds, "how long each storm lasts");
  * @first: where what is not watched begins, which is what is taken away
  * @whole: faults are always on all of the region
  * @zaps: how often pages were taken away
+ * @protects: how often they became read-only
  * @ignore: bits that are no matter where elements are watched
  * @want: what a watcher has to see, a page each
  * @looks: how many elements were looked at
@@ -59,6 +60,7 @@ struct hmm_odp_storm {
 	unsigned long first;
 	bool whole;
 	unsigned long zaps;
+	unsigned long protects;
 	unsigned long ignore;
 	unsigned long *want;
 	unsigned long looks;
@@ -193,7 +195,7 @@ static int hmm_odp_replace(struct hmm_odp *o, unsigned long page, unsigned long 
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0) == at ? 0 : -ENOMEM;
 }
 
-/* Take away a part of what is not watched. */
+/* Take away a part of what is not watched, or the right to write it. */
 static void hmm_odp_disturb(struct hmm_odp_storm *s, struct rnd_state *rnd)
 {
 	unsigned long piece = hmm_odp_piece(s->memory), all = s->o->npages - s->first, page, npages;
@@ -208,6 +210,11 @@ static void hmm_odp_disturb(struct hmm_odp_storm *s, struct rnd_state *rnd)
 	}
 	page += s->first;
 
+	if (!o->file && !hmm_odp_below(rnd, 3)) {
+		hmm_odp_write_protect(o, page, npages);
+		s->protects++;
+		return;
+	}
 	if (s->memory == &hmm_odp_pages && !hmm_odp_below(rnd, 8))
 		ret = hmm_odp_replace(o, page, npages);
 	else
@@ -275,8 +282,9 @@ static void hmm_odp_say(const struct hmm_odp_storm *s)
 {
 	const struct hmm_odp_counts *c = &s->o->counts;
 
-	kunit_info(s->o->test, "%lu calls, %lu zaps, %lu pages mapped, %lu unmapped, %lu dirtied\n",
-		   c->calls, s->zaps, c->mapped, c->unmapped, c->dirtied);
+	kunit_info(s->o->test,
+		   "%lu calls, %lu zaps, %lu protected, %lu pages mapped, %lu unmapped, %lu dirtied\n",
+		   c->calls, s->zaps, s->protects, c->mapped, c->unmapped, c->dirtied);
 	kunit_info(s->o->test,
 		   "stale %lu, lost %lu, undirtied %lu, other %lu, unmet %lu, unlike %lu\n",
 		   c->stale, c->lost, c->undirtied, c->other, c->unmet, c->unlike);

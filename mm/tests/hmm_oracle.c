@@ -20,6 +20,8 @@
 #include <linux/syscalls.h>
 #include <linux/userfaultfd_k.h>
 
+#include <asm/tlb.h>
+
 #include "../internal.h"
 #include "hmm_oracle.h"
 
@@ -338,6 +340,35 @@ int hmm_oracle_madvise(struct mm_struct *mm, unsigned long start, unsigned long 
 	return do_madvise(mm, start, size, advice);
 }
 EXPORT_SYMBOL_FOR_MODULES(hmm_oracle_madvise, "hmm_dma_test");
+
+/**
+ * hmm_oracle_write_protect() - have private memory be read-only until it is written
+ * @mm: address space
+ * @start: first address
+ * @size: how many bytes
+ *
+ * For tests to have entries as a fork leaves them. Unlike what it does to pages of
+ * another process, a fault makes them writable again, and invalidates nothing.
+ *
+ * Context: The mmap lock is not held.
+ */
+void hmm_oracle_write_protect(struct mm_struct *mm, unsigned long start, unsigned long size)
+{
+	unsigned long end = start + size;
+	struct vm_area_struct *vma;
+	struct mmu_gather tlb;
+
+	VMA_ITERATOR(vmi, mm, start);
+
+	mmap_read_lock(mm);
+	for_each_vma_range(vmi, vma, end) {
+		tlb_gather_mmu(&tlb, mm);
+		change_protection(&tlb, vma, max(start, vma->vm_start), min(end, vma->vm_end), 0);
+		tlb_finish_mmu(&tlb);
+	}
+	mmap_read_unlock(mm);
+}
+EXPORT_SYMBOL_FOR_MODULES(hmm_oracle_write_protect, "hmm_dma_test");
 
 #ifdef CONFIG_HUGETLB_PAGE
 /**

@@ -26,6 +26,7 @@ void hmm_oracle_join(struct hmm_oracle *oracles, unsigned long addr,
 bool hmm_oracle_page_out(unsigned long addr);
 int hmm_oracle_madvise(struct mm_struct *mm, unsigned long start, unsigned long size,
 		       int advice);
+void hmm_oracle_write_protect(struct mm_struct *mm, unsigned long start, unsigned long size);
 unsigned long hmm_oracle_mmap_hugetlb(unsigned long start, unsigned long size);
 
 #endif
