@@ -8,11 +8,15 @@
  */
 #include <kunit/resource.h>
 #include <kunit/test.h>
+#include <linux/delay.h>
 #include <linux/hmm.h>
 #include <linux/jiffies.h>
+#include <linux/leafops.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
+#include <linux/pagemap.h>
 #include <linux/sched/signal.h>
+#include <linux/swapops.h>
 
 #include "hmm_fixture.h"
 
@@ -47,14 +51,20 @@ static void hmm_map_one_page(struct hmm_fixture *t, unsigned long npages)
 	hmm_map_handler(t);
 }
 
-/* Map memory whose pages all are the zero page. Each write is copied by a fault. */
-static void hmm_map_zero_pages(struct hmm_fixture *t, unsigned long npages)
+/* Map memory that has no huge pages. */
+static void hmm_map_small_pages(struct hmm_fixture *t)
 {
-	t->npages = npages;
 	hmm_map_anon(t, PROT_READ | PROT_WRITE);
 	mmap_write_lock(t->mm);
 	vm_flags_set(vma_lookup(t->mm, t->start), VM_NOHUGEPAGE);
 	mmap_write_unlock(t->mm);
+}
+
+/* Map memory whose pages all are the zero page. Each write is copied by a fault. */
+static void hmm_map_zero_pages(struct hmm_fixture *t, unsigned long npages)
+{
+	t->npages = npages;
+	hmm_map_small_pages(t);
 	hmm_touch(t, 0, npages, false);
 }
 
@@ -303,6 +313,137 @@ static void hmm_test_killed_in_vain(struct kunit *test)
 	hmm_expect_untouched(t, 0, 1);
 }
 
+/* No signal comes, as to a kernel thread: it is the timeout that ends the call. */
+static vm_fault_t hmm_handle_never(struct hmm_fixture *t, struct vm_fault *vmf,
+				   unsigned long page)
+{
+	schedule_timeout_uninterruptible(1);
+	return hmm_goes_on(t) ? VM_FAULT_NOPAGE : hmm_handler_map(vmf);
+}
+
+static void hmm_test_never_comes(struct kunit *test)
+{
+	unsigned long timeout = HMM_TIMEOUT, began = jiffies;
+	unsigned long until = began + 15 * timeout;
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_never;
+	t->private = &until;
+	hmm_ask(t, 0, 2);
+	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(test, hmm_call_for(t, timeout), -EBUSY);
+	KUNIT_EXPECT_LE(test, jiffies - began, 11 * timeout);
+	KUNIT_EXPECT_EQ(test, t->faults[1], 0);
+}
+
+/**
+ * struct hmm_migration - one that does not end
+ * @work: wakes up the task that waits for it
+ * @mm: has the entry
+ * @addr: of the page
+ * @folio: what migrates, and stays locked
+ * @saved: the entry of that
+ * @entry: the migration entry
+ * @task: waits, and is killed
+ * @wakes: how often it was woken
+ * @over: it waits no more
+ */
+struct hmm_migration {
+	struct work_struct work;
+	struct mm_struct *mm;
+	unsigned long addr;
+	struct folio *folio;
+	pte_t saved;
+	pte_t entry;
+	struct task_struct *task;
+	unsigned int wakes;
+	struct completion over;
+};
+
+static int hmm_begin_pte(pte_t *ptep, unsigned long addr, void *data)
+{
+	struct hmm_migration *m = data;
+
+	m->saved = ptep_get(ptep);
+	m->entry = swp_entry_to_pte(make_writable_migration_entry(pte_pfn(m->saved)));
+	set_pte_at(m->mm, addr, ptep, m->entry);
+	return 0;
+}
+
+static int hmm_end_pte(pte_t *ptep, unsigned long addr, void *data)
+{
+	struct hmm_migration *m = data;
+
+	if (pte_same(ptep_get(ptep), m->entry))
+		set_pte_at(m->mm, addr, ptep, m->saved);
+	return 0;
+}
+
+/* A task that waits is woken, and finds the entry as it was, until it is far too late. */
+static void hmm_wake_waiters(struct work_struct *work)
+{
+	struct hmm_migration *m = container_of(work, struct hmm_migration, work);
+
+	while (!try_wait_for_completion(&m->over)) {
+		if (folio_test_waiters(m->folio)) {
+			folio_unlock(m->folio);
+			folio_lock(m->folio);
+			m->wakes++;
+		}
+		if (m->wakes == HMM_LAST_FAULT)
+			send_sig(SIGKILL, m->task, 1);
+		if (m->wakes == 10 * HMM_LAST_FAULT)
+			apply_to_page_range(m->mm, m->addr, PAGE_SIZE, hmm_end_pte, m);
+		usleep_range(20, 50);
+	}
+}
+
+/* Page 7 has a migration entry that no migration removes. */
+static int hmm_answer_migrating(struct hmm_fixture *t, struct hmm_migration *m)
+{
+	int ret;
+
+	folio_lock(m->folio);
+	apply_to_page_range(m->mm, m->addr, PAGE_SIZE, hmm_begin_pte, m);
+	schedule_work(&m->work);
+	allow_signal(SIGKILL);
+	ret = hmm_answer(t);
+	hmm_survive();
+	complete(&m->over);
+	flush_work(&m->work);
+	apply_to_page_range(m->mm, m->addr, PAGE_SIZE, hmm_end_pte, m);
+	folio_unlock(m->folio);
+	return ret;
+}
+
+static void hmm_test_killed_migrating(struct kunit *test)
+{
+	struct hmm_migration m = { .task = current };
+	struct hmm_fixture *t = test->priv;
+	int ret;
+
+	if (!IS_ENABLED(CONFIG_MIGRATION))
+		kunit_skip(test, "needs CONFIG_MIGRATION");
+	hmm_map_small_pages(t);
+	hmm_touch(t, 7, 1, true);
+	m.mm = t->mm;
+	m.addr = hmm_addr(t, 7);
+	m.folio = page_folio(hmm_cpu_page(t, 7));
+	init_completion(&m.over);
+	INIT_WORK_ONSTACK(&m.work, hmm_wake_waiters);
+	hmm_ask(t, 7, 1);
+	t->pfns[0] = HMM_UNTOUCHED;
+	t->range.default_flags = HMM_READ;
+	ret = hmm_answer_migrating(t, &m);
+	destroy_work_on_stack(&m.work);
+
+	KUNIT_EXPECT_EQ(test, ret, -EINTR);
+	KUNIT_EXPECT_GE(test, m.wakes, HMM_LAST_FAULT);
+	KUNIT_EXPECT_LE(test, m.wakes, HMM_LAST_FAULT + 1);
+	hmm_expect_untouched(t, 0, 1);
+}
+
 static void hmm_kill_when_copied(struct hmm_fixture *t)
 {
 	if (t->invalidations == HMM_LAST_FAULT)
@@ -423,6 +564,8 @@ static struct kunit_case hmm_time_cases[] = {
 	KUNIT_CASE(hmm_test_stale_large_range),
 	KUNIT_CASE(hmm_test_stale_slow_range),
 	HMM_CASE(killed_in_vain),
+	HMM_UNLOCKED_CASE(never_comes),
+	HMM_CASE(killed_migrating),
 	HMM_CASE(killed_copying),
 	HMM_UNLOCKED_CASE(wait_for_mmap_lock),
 	HMM_UNLOCKED_CASE(wait_for_vma_lock),
