@@ -380,6 +380,20 @@ static int hmm_end_pte(pte_t *ptep, unsigned long addr, void *data)
 	return 0;
 }
 
+/*
+ * Wake who waits for the folio. It is to be locked whenever somebody looks at the entry,
+ * which takes the page table lock that is held here.
+ */
+static int hmm_wake_pte(pte_t *ptep, unsigned long addr, void *data)
+{
+	struct hmm_migration *m = data;
+
+	folio_unlock(m->folio);
+	while (!folio_trylock(m->folio))
+		cpu_relax();
+	return 0;
+}
+
 /* A task that waits is woken, and finds the entry as it was, until it is far too late. */
 static void hmm_wake_waiters(struct work_struct *work)
 {
@@ -387,8 +401,7 @@ static void hmm_wake_waiters(struct work_struct *work)
 
 	while (!try_wait_for_completion(&m->over)) {
 		if (folio_test_waiters(m->folio)) {
-			folio_unlock(m->folio);
-			folio_lock(m->folio);
+			apply_to_page_range(m->mm, m->addr, PAGE_SIZE, hmm_wake_pte, m);
 			m->wakes++;
 		}
 		if (m->wakes == HMM_LAST_FAULT)
