@@ -5135,6 +5135,69 @@ TEST_F(uffd_devmem, write_protected_while_exclusive)
 }
 
 /*
+ * Merged pages and device memory. Which of them move is up to the kernel; that
+ * all of them can be used afterwards, while ksmd goes on, is not.
+ */
+FIXTURE(ksm_devmem)
+{
+	int fd;
+};
+
+FIXTURE_VARIANT(ksm_devmem)
+{
+	int unit;
+};
+
+FIXTURE_VARIANT_ADD(ksm_devmem, private) { .unit = PRIVATE_ONE };
+FIXTURE_VARIANT_ADD(ksm_devmem, coherent) { .unit = COHERENT_ONE };
+
+FIXTURE_SETUP(ksm_devmem)
+{
+	if (access(KSM_RUN, W_OK))
+		SKIP(return, "no KSM in this kernel");
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->fd = test_open(variant->unit);
+	ASSERT_TRUE(make_mirror(NPAGES));
+}
+
+FIXTURE_TEARDOWN(ksm_devmem)
+{
+	test_close();
+	ksm_stop();
+}
+
+/*
+ * ksmd forgets the addresses of pages that have moved. A kernel that moves such a
+ * page back does not find all of its entries, and a task that touches it hangs.
+ */
+TEST_F_TIMEOUT(ksm_devmem, ksmd_goes_on, 60)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	for (size_t i = 0; i < NPAGES; i++)
+		fill(at(map, i), map, 1, CPU);
+	test_madvise(map, NPAGES, MADV_MERGEABLE);
+	ASSERT_EQ(0, ksm_start());
+	ASSERT_EQ((long)NPAGES, ksm_get_self_merging_pages());
+	_test_cmd_some(self->fd, HMM_DMIRROR_MIGRATE_TO_DEV, map, NPAGES, mirror);
+	ASSERT_EQ(0, ksm_start());
+
+	cpu_writes(at(map, 1), 1, CPU);
+	test_cmd_write(at(map, 2), 1, DEVICE);
+	_test_cmd_some(self->fd, HMM_DMIRROR_MIGRATE_TO_SYS, map, NPAGES, mirror);
+	ASSERT_EQ(0, ksm_start());
+	ASSERT_TRUE(cpu_sees(at(map, 1), 1, CPU));
+	ASSERT_TRUE(cpu_sees(at(map, 2), 1, DEVICE));
+	for (size_t i = 3; i < NPAGES; i++)
+		ASSERT_TRUE(holds(at(map, i), map, 1, CPU));
+	test_madvise(map, NPAGES, MADV_UNMERGEABLE);
+	test_cmd_write(map, NPAGES, DEVICE);
+	test_cmd_to_dev(map, NPAGES, DEVICE);
+	ASSERT_TRUE(cpu_sees(map, NPAGES, DEVICE));
+}
+
+/*
  * HMM's own calls: raw requests go in, raw outputs come out.
  */
 FIXTURE(raw)
