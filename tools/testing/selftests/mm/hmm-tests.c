@@ -5198,6 +5198,150 @@ TEST_F_TIMEOUT(ksm_devmem, ksmd_goes_on, 60)
 }
 
 /*
+ * PAGEMAP_SCAN and device memory: a scan that write-protects the written pages is
+ * followed by one that has every page written since, and no other.
+ */
+FIXTURE(wp_scan)
+{
+	int fd, pagemap, uffd;
+	char *map;
+	size_t npages;
+	unsigned char here;
+};
+
+FIXTURE_VARIANT(wp_scan)
+{
+	int unit;
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(wp_scan, private) { .unit = PRIVATE_ONE, .b = B_ANON };
+FIXTURE_VARIANT_ADD(wp_scan, private_thp) { .unit = PRIVATE_ONE, .b = B_THP };
+FIXTURE_VARIANT_ADD(wp_scan, coherent) { .unit = COHERENT_ONE, .b = B_ANON };
+
+static int uffd_open_for(__u64 features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+
+	if (uffd < 0 || !ioctl(uffd, UFFDIO_API, &api))
+		return uffd;
+	close(uffd);
+	return -1;
+}
+
+/*
+ * How many of @npages pages PAGEMAP_SCAN takes for written. With PM_SCAN_WP_MATCHING
+ * it write-protects those.
+ */
+static long scan_written(int pagemap, void *addr, size_t npages, __u64 flags)
+{
+	struct page_region *regions = calloc(npages, sizeof(*regions));
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.flags = flags,
+		.start = (uintptr_t)addr,
+		.end = (uintptr_t)addr + npages * psize(),
+		.vec = (uintptr_t)regions,
+		.vec_len = npages,
+		.category_mask = PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
+	};
+	int n = regions ? ioctl(pagemap, PAGEMAP_SCAN, &arg) : -1;
+	long found = n < 0 ? -1 : 0;
+
+	for (int i = 0; i < n; i++)
+		found += (regions[i].end - regions[i].start) / psize();
+	free(regions);
+	return found;
+}
+
+#define test_scan(addr, npages, flags, due)					\
+	ASSERT_EQ((long)(due), scan_written(self->pagemap, addr, npages, flags))
+
+FIXTURE_SETUP(wp_scan)
+{
+	const struct backing *b = &variant->b;
+
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	self->uffd = uffd_open_for(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
+	if (self->uffd < 0)
+		SKIP(return, "no userfaultfd with asynchronous write protection");
+	if (wants_thp(b))
+		thp_only(pmd_order());
+	self->npages = b->level ? 2 * pages(level_size(b->level)) : NPAGES;
+	self->here = local_memory(variant->unit) | size_at_device(variant->unit, b);
+	test_setup(variant->unit, self->npages);
+	self->map = test_mmap(b, self->npages);
+	test_uffd_wp(self->map, self->npages);
+	cpu_writes(self->map, self->npages, CPU);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+}
+
+FIXTURE_TEARDOWN(wp_scan)
+{
+	close(self->uffd);
+	test_close();
+}
+
+TEST_F(wp_scan, at_device)
+{
+	test_cmd_snapshot(self->map, self->npages, self->here);
+	test_scan(self->map, self->npages, PM_SCAN_WP_MATCHING, self->npages);
+	test_scan(self->map, self->npages, 0, 0);
+	test_entries(self->map, self->npages, PM_UFFD_WP, self->npages);
+	test_cmd_snapshot(self->map, self->npages, read_only(self->here));
+	test_cmd_read(self->map, self->npages, CPU);
+	test_scan(self->map, self->npages, 0, 0);
+}
+
+/* What the CPU reads has come back, and is protected all the same. */
+TEST_F(wp_scan, cpu_reads)
+{
+	test_scan(self->map, self->npages, PM_SCAN_WP_MATCHING, self->npages);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+	test_scan(self->map, self->npages, 0, 0);
+	test_entries(self->map, self->npages, PM_UFFD_WP, self->npages);
+	cpu_writes(self->map, 1, CPU);
+	test_scan(self->map, self->npages, 0, 1);
+}
+
+TEST_F(wp_scan, moved_back)
+{
+	test_scan(self->map, self->npages, PM_SCAN_WP_MATCHING, self->npages);
+	test_cmd_to_sys(self->map, self->npages, self->npages);
+	test_scan(self->map, self->npages, 0, 0);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_scan(self->map, self->npages, 0, 0);
+	test_cmd_snapshot(self->map, self->npages, read_only(self->here));
+}
+
+TEST_F(wp_scan, device_writes)
+{
+	test_scan(self->map, self->npages, PM_SCAN_WP_MATCHING, self->npages);
+	test_cmd_write(self->map, 1, DEVICE);
+	test_scan(self->map, self->npages, PM_SCAN_WP_MATCHING, 1);
+	test_scan(self->map, self->npages, 0, 0);
+	test_cmd_write(self->map, self->npages, DEVICE);
+	test_scan(self->map, self->npages, 0, self->npages);
+}
+
+/* Of a huge page as of any other. */
+TEST_F(wp_scan, in_part)
+{
+	size_t part = self->npages / 4;
+
+	test_scan(self->map, part, PM_SCAN_WP_MATCHING, part);
+	test_scan(self->map, self->npages, 0, self->npages - part);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+	test_scan(self->map, part, 0, 0);
+	test_entries(self->map, self->npages, PM_UFFD_WP, part);
+}
+
+/*
  * HMM's own calls: raw requests go in, raw outputs come out.
  */
 FIXTURE(raw)
