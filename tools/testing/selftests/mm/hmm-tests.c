@@ -5342,6 +5342,63 @@ TEST_F(wp_scan, in_part)
 }
 
 /*
+ * A zero page that is write-protected stays: a device's new page in its place would
+ * not be.
+ */
+FIXTURE(wp_zero)
+{
+	int fd, pagemap, uffd;
+	char *map;
+	size_t npages;
+};
+
+FIXTURE_VARIANT(wp_zero)
+{
+	int unit;
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(wp_zero, private) { .unit = PRIVATE_ONE, .b = B_ANON };
+FIXTURE_VARIANT_ADD(wp_zero, private_thp) { .unit = PRIVATE_ONE, .b = B_THP };
+FIXTURE_VARIANT_ADD(wp_zero, coherent) { .unit = COHERENT_ONE, .b = B_ANON };
+
+FIXTURE_SETUP(wp_zero)
+{
+	const struct backing *b = &variant->b;
+
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	self->uffd = uffd_open();
+	if (uffd_lacks(self->uffd, b))
+		SKIP(return, "%s", uffd_lacks(self->uffd, b));
+	if (wants_thp(b))
+		thp_only(pmd_order());
+	self->npages = b->level ? 2 * pages(level_size(b->level)) : NPAGES;
+	test_setup(variant->unit, self->npages);
+	self->map = test_mmap(b, self->npages);
+}
+
+FIXTURE_TEARDOWN(wp_zero)
+{
+	close(self->uffd);
+	test_close();
+}
+
+TEST_F(wp_zero, stays)
+{
+	cpu_touches(self->map, self->npages);
+	test_uffd_wp(self->map, self->npages);
+	test_uffd_protect(self->map, self->npages);
+	test_err_to_dev(ENOENT, self->map, self->npages);
+	test_entries(self->map, self->npages, PM_UFFD_WP, self->npages);
+	test_err_write(EFAULT, self->map, 1);
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, NOBODY));
+	test_uffd_unprotect(self->map, self->npages);
+	test_cmd_to_dev(self->map, self->npages, NOBODY);
+	test_cmd_write(self->map, self->npages, DEVICE);
+}
+
+/*
  * HMM's own calls: raw requests go in, raw outputs come out.
  */
 FIXTURE(raw)
