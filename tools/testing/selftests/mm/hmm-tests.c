@@ -5399,6 +5399,175 @@ TEST_F(wp_zero, stays)
 }
 
 /*
+ * Read-write protection and device memory: an access of the CPU or of a device,
+ * of whatever kind, has to wait for who protects the page, wherever that is.
+ */
+FIXTURE(rwp_devmem)
+{
+	int fd, pagemap, uffd;
+	char *map;
+	size_t npages;
+	size_t leaf;		/* pages that an entry maps */
+	bool is_private;
+};
+
+FIXTURE_VARIANT(rwp_devmem)
+{
+	int unit;
+	struct backing b;
+};
+
+FIXTURE_VARIANT_ADD(rwp_devmem, private) { .unit = PRIVATE_ONE, .b = B_ANON };
+FIXTURE_VARIANT_ADD(rwp_devmem, private_thp) { .unit = PRIVATE_ONE, .b = B_THP };
+FIXTURE_VARIANT_ADD(rwp_devmem, coherent) { .unit = COHERENT_ONE, .b = B_ANON };
+
+static int uffd_register_rwp(int uffd, void *addr, size_t npages)
+{
+	struct uffdio_register range = {
+		.range = { (uintptr_t)addr, npages * psize() },
+		.mode = UFFDIO_REGISTER_MODE_RWP,
+	};
+
+	return ioctl(uffd, UFFDIO_REGISTER, &range);
+}
+
+static int uffd_rwprotect(int uffd, void *addr, size_t npages, bool on)
+{
+	struct uffdio_rwprotect rwp = {
+		.range = { (uintptr_t)addr, npages * psize() },
+		.mode = on ? UFFDIO_RWPROTECT_MODE_RWP : 0,
+	};
+
+	return ioctl(uffd, UFFDIO_RWPROTECT, &rwp);
+}
+
+#define test_uffd_rwp(addr, npages)						\
+	ASSERT_EQ(0, uffd_register_rwp(self->uffd, addr, npages))
+#define test_uffd_rwprotect(addr, npages)					\
+	ASSERT_EQ(0, uffd_rwprotect(self->uffd, addr, npages, true))
+
+/* Lifts the protection of what is accessed, and counts. */
+static void *lift_all(void *arg)
+{
+	struct server *server = arg;
+	size_t size = server->npages * psize();
+	struct uffd_msg msg;
+
+	while (read(server->uffd, &msg, sizeof(msg)) == sizeof(msg)) {
+		uintptr_t addr = msg.arg.pagefault.address & ~(size - 1);
+
+		served++;
+		if (!(msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_RWP) ||
+		    uffd_rwprotect(server->uffd, (void *)addr, server->npages, false))
+			break;
+	}
+	return NULL;
+}
+
+static bool lift_on_access(int uffd, size_t npages)
+{
+	static struct server server;
+	pthread_t thread;
+
+	server.uffd = uffd;
+	server.npages = npages;
+	return !pthread_create(&thread, NULL, lift_all, &server);
+}
+
+FIXTURE_SETUP(rwp_devmem)
+{
+	const struct backing *b = &variant->b;
+
+	if (is_absent(variant->unit))
+		SKIP(return, "no coherent devices: the driver has no memory for them");
+	if (lacks(b))
+		SKIP(return, "%s", lacks(b));
+	self->uffd = uffd_open_for(UFFD_FEATURE_RWP);
+	if (self->uffd < 0)
+		SKIP(return, "no userfaultfd with read-write protection");
+	if (wants_thp(b))
+		thp_only(pmd_order());
+	self->is_private = !is_coherent(variant->unit);
+	self->leaf = pages(level_size(b->level));
+	self->npages = b->level ? 2 * self->leaf : NPAGES;
+	test_setup(variant->unit, self->npages);
+	self->map = test_mmap(b, self->npages);
+	test_uffd_rwp(self->map, self->npages);
+}
+
+FIXTURE_TEARDOWN(rwp_devmem)
+{
+	close(self->uffd);
+	test_close();
+}
+
+/* The CPU's access brings the page back, and is told to wait then. */
+TEST_F(rwp_devmem, cpu_reads)
+{
+	cpu_writes(self->map, self->npages, CPU);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_uffd_rwprotect(self->map, self->npages);
+	test_entries(self->map, self->npages, PM_UFFD_WP, self->npages);
+	ASSERT_TRUE(lift_on_access(self->uffd, self->leaf));
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+	EXPECT_EQ(self->npages / self->leaf, served);
+	test_entries(self->map, self->npages, PM_UFFD_WP, 0);
+}
+
+TEST_F(rwp_devmem, moved_back)
+{
+	cpu_writes(self->map, self->npages, CPU);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_uffd_rwprotect(self->map, self->npages);
+	test_cmd_to_sys(self->map, self->npages, self->npages);
+	test_entries(self->map, self->npages, PM_UFFD_WP, self->npages);
+	test_cmd_snapshot(self->map, self->npages, SEES_NONE);
+	ASSERT_TRUE(lift_on_access(self->uffd, self->leaf));
+	cpu_writes(self->map, self->npages, CPU);
+	EXPECT_EQ(self->npages / self->leaf, served);
+}
+
+/* Whether what is protected moves is up to the driver: it does, and stays protected. */
+TEST_F(rwp_devmem, protected_before)
+{
+	cpu_writes(self->map, self->npages, CPU);
+	test_uffd_rwprotect(self->map, self->npages);
+	_test_cmd_some(self->fd, HMM_DMIRROR_MIGRATE_TO_DEV, self->map, self->npages, mirror);
+	test_entries(self->map, self->npages, PM_SWAP, self->is_private ? self->npages : 0);
+	test_entries(self->map, self->npages, PM_UFFD_WP, self->npages);
+	ASSERT_TRUE(lift_on_access(self->uffd, self->leaf));
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, CPU));
+	EXPECT_EQ(self->npages / self->leaf, served);
+}
+
+TEST_F(rwp_devmem, zero_page)
+{
+	cpu_touches(self->map, self->npages);
+	test_uffd_rwprotect(self->map, self->npages);
+	_test_cmd_some(self->fd, HMM_DMIRROR_MIGRATE_TO_DEV, self->map, self->npages, mirror);
+	test_entries(self->map, self->npages, PM_UFFD_WP, self->npages);
+	test_cmd_snapshot(self->map, self->npages, SEES_NONE);
+	ASSERT_TRUE(lift_on_access(self->uffd, self->leaf));
+	ASSERT_TRUE(cpu_sees(self->map, self->npages, NOBODY));
+	EXPECT_EQ(self->npages / self->leaf, served);
+}
+
+/* A device that is let wait reads what is there; one that holds the lock does not. */
+TEST_F(rwp_devmem, device_reads)
+{
+	cpu_writes(self->map, self->npages, CPU);
+	test_cmd_to_dev(self->map, self->npages, CPU);
+	test_uffd_rwprotect(self->map, self->npages);
+	test_cmd_snapshot(self->map, self->npages, SEES_NONE);
+	test_err_read(EFAULT, self->map, 1);
+	test_err_write(EFAULT, self->map, 1);
+	ASSERT_TRUE(lift_on_access(self->uffd, self->leaf));
+	test_cmd_read_unlocked(self->map, self->npages, CPU);
+	EXPECT_EQ(self->npages / self->leaf, served);
+	test_cmd_write(self->map, self->npages, DEVICE);
+}
+
+/*
  * HMM's own calls: raw requests go in, raw outputs come out.
  */
 FIXTURE(raw)
