@@ -780,7 +780,7 @@ static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte
 	for (i = 0; i < npages; i++) {
 		pte = ptep_get(ptep + i);
 		offset = softleaf_from_pte(pte).val - (leaf.val - (pfn - first));
-		if (offset >= pfns || pte_swp_uffd(pte) != protected)
+		if (offset >= pfns || !!pte_swp_uffd(pte) != protected)
 			break;
 		hmm_store_page(&elements[i], out + offset);
 	}
