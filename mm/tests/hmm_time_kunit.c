@@ -342,7 +342,8 @@ static void hmm_test_never_comes(struct kunit *test)
  * @work: wakes up the task that waits for it
  * @mm: has the entry
  * @addr: of the page
- * @folio: what migrates, and stays locked
+ * @folio: what migrates
+ * @locked: @folio has been locked again
  * @saved: the entry of that
  * @entry: the migration entry
  * @task: waits, and is killed
@@ -354,6 +355,7 @@ struct hmm_migration {
 	struct mm_struct *mm;
 	unsigned long addr;
 	struct folio *folio;
+	bool locked;
 	pte_t saved;
 	pte_t entry;
 	struct task_struct *task;
@@ -381,16 +383,15 @@ static int hmm_end_pte(pte_t *ptep, unsigned long addr, void *data)
 }
 
 /*
- * Wake who waits for the folio. It is to be locked whenever somebody looks at the entry,
- * which takes the page table lock that is held here.
+ * The page table lock keeps the task that is woken from looking at the entry for as
+ * long as the folio is not locked, which no migration allows.
  */
 static int hmm_wake_pte(pte_t *ptep, unsigned long addr, void *data)
 {
 	struct hmm_migration *m = data;
 
 	folio_unlock(m->folio);
-	while (!folio_trylock(m->folio))
-		cpu_relax();
+	m->locked = folio_trylock(m->folio);
 	return 0;
 }
 
@@ -402,6 +403,8 @@ static void hmm_wake_waiters(struct work_struct *work)
 	while (!try_wait_for_completion(&m->over)) {
 		if (folio_test_waiters(m->folio)) {
 			apply_to_page_range(m->mm, m->addr, PAGE_SIZE, hmm_wake_pte, m);
+			if (!m->locked)
+				folio_lock(m->folio);
 			m->wakes++;
 		}
 		if (m->wakes == HMM_LAST_FAULT)
