@@ -233,12 +233,20 @@ static void hmm_odp_zap_entry(struct hmm_odp *o, unsigned long page)
 	o->counts.stale += entry->present;
 }
 
+/* Nobody but hmm_dma_map_pfn() sets these bits, and that needs the lock. */
+static bool hmm_odp_is_revived(const struct hmm_odp *o, unsigned long page)
+{
+	return hmm_odp_element(o, page) & HMM_ODP_STICKY && !o->table[page].mapped;
+}
+
 static void hmm_odp_unmap(struct hmm_odp *o, unsigned long page)
 {
-	struct hmm_odp_entry *entry = &o->table[page];
 	unsigned long element = hmm_odp_element(o, page);
-	bool unmapped = hmm_dma_unmap_pfn(o->device.dev, &o->map, page);
+	struct hmm_odp_entry *entry = &o->table[page];
+	bool unmapped;
 
+	o->counts.revived += hmm_odp_is_revived(o, page);
+	unmapped = hmm_dma_unmap_pfn(o->device.dev, &o->map, page);
 	if (unmapped && element & HMM_PFN_WRITE) {
 		set_page_dirty(compound_head(hmm_pfn_to_page(element)));
 		o->counts.dirtied++;
@@ -554,6 +562,7 @@ void hmm_odp_compare(struct hmm_odp *o)
 		present += o->table[page].present;
 		o->counts.unlike += !hmm_odp_is_like(o, page);
 		o->counts.lost += o->table[page].present != o->table[page].mapped;
+		o->counts.revived += hmm_odp_is_revived(o, page);
 	}
 	if (!o->device.way->stateless)
 		o->counts.lost += abs_diff(present, hmm_dma_connected(&o->device));
@@ -571,5 +580,6 @@ void hmm_odp_expect_right(struct hmm_odp *o)
 	KUNIT_EXPECT_EQ(o->test, counts->undirtied, 0);
 	KUNIT_EXPECT_EQ(o->test, counts->other, 0);
 	KUNIT_EXPECT_EQ(o->test, counts->unmet, 0);
+	KUNIT_EXPECT_EQ(o->test, counts->revived, 0);
 	KUNIT_EXPECT_EQ(o->test, counts->unlike, 0);
 }

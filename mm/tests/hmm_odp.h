@@ -48,6 +48,7 @@ struct hmm_odp_entry {
  * @undirtied: pages that the device could write, and that nobody set dirty
  * @other: addresses that lead to another page than the one that was found
  * @unmet: pages of good calls that lack what was asked for
+ * @revived: elements with sticky bits that the callback has cleared
  * @unlike: translations that the page tables do not have, seen by a comparison
  * @calls: calls that were good
  * @errors: calls that had an error other than -EBUSY
@@ -63,6 +64,7 @@ struct hmm_odp_counts {
 	unsigned long undirtied;
 	unsigned long other;
 	unsigned long unmet;
+	unsigned long revived;
 	unsigned long unlike;
 	unsigned long calls;
 	unsigned long errors;

@@ -286,8 +286,8 @@ static void hmm_odp_say(const struct hmm_odp_storm *s)
 		   "%lu calls, %lu zaps, %lu protected, %lu pages mapped, %lu unmapped, %lu dirtied\n",
 		   c->calls, s->zaps, s->protects, c->mapped, c->unmapped, c->dirtied);
 	kunit_info(s->o->test,
-		   "stale %lu, lost %lu, undirtied %lu, other %lu, unmet %lu, unlike %lu\n",
-		   c->stale, c->lost, c->undirtied, c->other, c->unmet, c->unlike);
+		   "stale %lu, lost %lu, undirtied %lu, other %lu, unmet %lu, revived %lu, unlike %lu\n",
+		   c->stale, c->lost, c->undirtied, c->other, c->unmet, c->revived, c->unlike);
 }
 
 static void hmm_odp_test_storm(struct kunit *test)
