@@ -263,10 +263,32 @@ static struct hmm_odp_storm *hmm_odp_storm_begin(struct kunit *test)
 	return s;
 }
 
-/* On one processor, not much more can happen however long it takes. */
-static void hmm_odp_wait(unsigned int share)
+/* Has enough been done to call it a storm? */
+static bool hmm_odp_is_storm(const struct hmm_odp_storm *s)
 {
-	msleep(seconds * MSEC_PER_SEC / share / (num_online_cpus() == 1 ? 4 : 1));
+	const struct hmm_odp_counts *counts = &s->o->counts;
+	bool enough;
+
+	mutex_lock(&s->o->lock);
+	enough = counts->calls > 10;
+	if (s->first < s->o->npages)
+		enough &= counts->unmapped > 10;
+	mutex_unlock(&s->o->lock);
+	return enough;
+}
+
+/*
+ * A kernel that checks itself takes longer to do as much. On one processor, not much
+ * more can happen however long it takes.
+ */
+static void hmm_odp_wait(const struct hmm_odp_storm *s, unsigned int share)
+{
+	unsigned int tries = 20;
+
+	do {
+		msleep(seconds * MSEC_PER_SEC / share / (num_online_cpus() == 1 ? 4 : 1));
+	} while (!hmm_odp_is_storm(s) && --tries);
+	KUNIT_EXPECT_GT_MSG(s->o->test, tries, 0, "it was no storm");
 }
 
 /* From here to hmm_odp_stop() no assertion may end the test. */
@@ -297,16 +319,13 @@ static void hmm_odp_test_storm(struct kunit *test)
 
 	hmm_odp_start_walkers(s);
 	hmm_odp_start(s, hmm_odp_zap_thread, "zap");
-	hmm_odp_wait(1);
+	hmm_odp_wait(s, 1);
 	hmm_odp_stop(s);
 
 	hmm_odp_compare(s->o);
 	hmm_odp_say(s);
 	hmm_odp_expect_right(s->o);
 	KUNIT_EXPECT_EQ(test, counts->errors, 0);
-	/* It was a storm. */
-	KUNIT_EXPECT_GT(test, counts->calls, 10);
-	KUNIT_EXPECT_GT(test, counts->unmapped, 10);
 	KUNIT_EXPECT_EQ(test, hmm_odp_zap(s->o, 0, s->o->npages), 0);
 	hmm_odp_expect_right(s->o);
 }
@@ -372,7 +391,7 @@ static void hmm_odp_watch_run(struct hmm_odp_storm *s)
 	hmm_odp_start(s, hmm_odp_watch_thread, "watch");
 	if (s->first < s->o->npages)
 		hmm_odp_start(s, hmm_odp_zap_thread, "zap");
-	hmm_odp_wait(3);
+	hmm_odp_wait(s, 3);
 	hmm_odp_stop(s);
 
 	hmm_odp_say(s);
@@ -380,7 +399,6 @@ static void hmm_odp_watch_run(struct hmm_odp_storm *s)
 	KUNIT_EXPECT_EQ_MSG(test, s->wrong, 0, "element %lu was %#lx, and is %#lx", s->page,
 			    s->saw, s->want[s->page]);
 	KUNIT_EXPECT_GT(test, s->looks, s->first);
-	KUNIT_EXPECT_GT(test, s->o->counts.calls, 1);
 	hmm_odp_expect_right(s->o);
 }
 
@@ -402,7 +420,6 @@ static void hmm_odp_test_watch_restarts(struct kunit *test)
 	if (s->whole && s->call == &hmm_odp_calls[HMM_ODP_EACH])
 		s->ignore |= HMM_ODP_ORDERS;
 	hmm_odp_watch_run(s);
-	KUNIT_EXPECT_GT(test, s->zaps, 1);
 }
 
 /* The suite */
