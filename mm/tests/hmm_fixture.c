@@ -417,7 +417,7 @@ int hmm_answer_retry(struct hmm_fixture *t)
 	do {
 		memcpy(t->pfns, t->asked, sizeof(t->pfns));
 		ret = hmm_answer(t);
-	} while (ret == -EBUSY && ++tries < 10);
+	} while (ret == -EBUSY && ++tries < 100);
 	return ret;
 }
 

@@ -534,40 +534,72 @@ void hmm_odp_exit(struct kunit *test)
 
 /* Comparing */
 
-static bool hmm_odp_is_like(struct hmm_odp *o, unsigned long page)
+/*
+ * Is what the device's table has of a page what the page tables have? Other walks take
+ * locks that are not to be taken under the driver's, so the sequence tells whether the
+ * two were so at one time. What is gained between the looks the device does not have.
+ * Returns false if there was no such time.
+ */
+static bool hmm_odp_look(struct hmm_odp *o, unsigned long page, bool *like)
 {
-	const struct hmm_odp_entry *entry = &o->table[page];
-	unsigned long cpu;
+	unsigned long cpu, pfn = 0, seq;
+	struct hmm_odp_entry entry;
+	bool stale;
 
-	if (!entry->present)
+	mutex_lock(&o->lock);
+	seq = o->notifier.invalidate_seq;
+	entry = o->table[page];
+	if (entry.present)
+		pfn = hmm_odp_translate(o, entry.addr);
+	mutex_unlock(&o->lock);
+
+	*like = true;
+	if (!entry.present)
 		return true;
 	cpu = hmm_oracle(o->mm, hmm_odp_addr(o, page), NULL).out;
-	return cpu & HMM_PFN_VALID &&
-	       hmm_odp_translate(o, entry->addr) == (cpu & ~HMM_PFN_FLAGS) &&
-	       (!entry->writable || cpu & HMM_PFN_WRITE);
+	*like = cpu & HMM_PFN_VALID && pfn == (cpu & ~HMM_PFN_FLAGS) &&
+		(!entry.writable || cpu & HMM_PFN_WRITE);
+
+	mutex_lock(&o->lock);
+	stale = mmu_interval_read_retry(&o->notifier, seq);
+	mutex_unlock(&o->lock);
+	return !stale;
+}
+
+static bool hmm_odp_is_like(struct hmm_odp *o, unsigned long page)
+{
+	unsigned int tries;
+	bool like;
+
+	for (tries = 0; tries < 100; tries++)
+		if (hmm_odp_look(o, page, &like))
+			return like;
+	return true;
 }
 
 /*
- * Whatever else goes on: a page stays as it is until the callback has been told,
- * and that waits for the lock. So all that the device's table has, the page tables
- * have at this moment, and what is mapped is what the table has.
+ * Whatever else goes on: a page stays as it is until the callback has been told, and
+ * that waits for the lock. So all that the device's table has, the page tables have,
+ * and what is mapped is what the table has.
  */
 void hmm_odp_compare(struct hmm_odp *o)
 {
 	unsigned long page, present = 0;
 
 	mmap_read_lock(o->mm);
+	for (page = 0; page < o->npages; page++)
+		o->counts.unlike += !hmm_odp_is_like(o, page);
+	mmap_read_unlock(o->mm);
+
 	mutex_lock(&o->lock);
 	for (page = 0; page < o->npages; page++) {
 		present += o->table[page].present;
-		o->counts.unlike += !hmm_odp_is_like(o, page);
 		o->counts.lost += o->table[page].present != o->table[page].mapped;
 		o->counts.revived += hmm_odp_is_revived(o, page);
 	}
 	if (!o->device.way->stateless)
 		o->counts.lost += abs_diff(present, hmm_dma_connected(&o->device));
 	mutex_unlock(&o->lock);
-	mmap_read_unlock(o->mm);
 }
 
 void hmm_odp_expect_right(struct hmm_odp *o)
