@@ -2,8 +2,8 @@
 #: HMM for Linux 7.3
 #:
 #:   make run      build the kernel with this HMM, boot it, run its kselftests
-#:   make test     all tests: checks, KUnit (User Mode Linux and VM), kselftests;
-#:                 in the VM on a kernel that checks itself, too (see DEBUG)
+#:   make test     all tests: checks, KUnit (User Mode Linux and VM), kselftests,
+#:                 rdma; in the VM on a kernel that checks itself, too (see DEBUG)
 #:   make check    checkpatch, W=1, sparse and kernel-doc over the patch, and the
 #:                 compilers of other architectures, which vm/arches lists
 #:   make coverage   which lines and branches of mm/hmm*.c the KUnit suites run
@@ -14,6 +14,9 @@
 #:                 KUnit suites fail; MUTANTS='a b*' takes those alone
 #:   make arm64    the KUnit suites on arm64, with base pages of 4 and of 64 KiB;
 #:                 PAGES=64 takes those alone
+#:   make rdma     the client that needs no hardware: RDMA in software on memory that
+#:                 is paged on demand, with rdma-core's tests and some of our own;
+#:                 TESTS='a b' takes those of our own alone whose names have these
 #:   make shell    an interactive shell in the virtual machine
 #:   make vm CMD='…' [FILES='a b']
 #:                 run CMD in the virtual machine, where copies of FILES are,
@@ -35,7 +38,7 @@
 
 # Variables reach the scripts as they were given, quotes, dollars and all.
 $(foreach v,BASE BUILD CMD DEBUG DEPS ENGINES FILES JOBS MIRROR MUTANTS OVERLAY \
-	PAGES TIMEOUT TREE TURNS V, \
+	PAGES TESTS TIMEOUT TREE TURNS V, \
 	$(if $(filter-out undefined,$(origin $v)), \
 		$(eval override export $v := $$(value $v))))
 
@@ -48,10 +51,10 @@ endif
 $(STATUS): vm/status.c
 	@vm/deps && mkdir -p $(@D) && gcc -Wall -Wextra -shared -fPIC -o $@ $<
 
-.PHONY: run test check coverage bench mutate arm64 shell vm apply clean help
+.PHONY: run test check coverage bench mutate arm64 rdma shell vm apply clean help
 .NOTPARALLEL:
 
-run test check coverage bench mutate arm64 shell vm apply clean:
+run test check coverage bench mutate arm64 rdma shell vm apply clean:
 	@vm/$@
 
 help:

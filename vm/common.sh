@@ -27,6 +27,9 @@ races) CHECKS=races ;;
 esac
 KIND=${CHECKS:+_$CHECKS}${COVERAGE:+_coverage}${BENCH:+_bench}
 IMAGE=$BUILD/vm$KIND
+# The plain kernel alone has RDMA: what takes longest to build and to run has not.
+RDMA=
+[ -n "$KIND" ] || RDMA=1
 
 # The folders of the project that are part of the kernel patch. Fewer of them
 # make a tree to compare with: OVERLAY="include mm" keeps the base tree's own
