@@ -14,6 +14,8 @@
 #:                 KUnit suites fail; MUTANTS='a b*' takes those alone
 #:   make arm64    the KUnit suites on arm64, with base pages of 4 and of 64 KiB;
 #:                 PAGES=64 takes those alone
+#:   make drivers  compile what uses HMM in the base tree against this one, and see
+#:                 that all it calls is there; CC=clang-19 takes that compiler
 #:   make rdma     the client that needs no hardware: RDMA in software on memory that
 #:                 is paged on demand, with rdma-core's tests and some of our own;
 #:                 TESTS='a b' takes those of our own alone whose names have these
@@ -42,6 +44,11 @@ $(foreach v,BASE BUILD CMD DEBUG DEPS ENGINES FILES JOBS MIRROR MUTANTS OVERLAY 
 	$(if $(filter-out undefined,$(origin $v)), \
 		$(eval override export $v := $$(value $v))))
 
+# The one compiler that can be chosen is that of `make drivers`, and not by the shell.
+ifneq ($(origin CC),command line)
+unexport CC
+endif
+
 # Make's own status for all failures is 2; vm/status.c gives it the command's.
 STATUS := $(or $(BUILD),build)/status.so
 ifeq ($(MAKECMDGOALS)$(filter load,$(.FEATURES)),vmload)
@@ -51,10 +58,10 @@ endif
 $(STATUS): vm/status.c
 	@vm/deps && mkdir -p $(@D) && gcc -Wall -Wextra -shared -fPIC -o $@ $<
 
-.PHONY: run test check coverage bench mutate arm64 rdma shell vm apply clean help
+.PHONY: run test check coverage bench mutate arm64 drivers rdma shell vm apply clean help
 .NOTPARALLEL:
 
-run test check coverage bench mutate arm64 rdma shell vm apply clean:
+run test check coverage bench mutate arm64 drivers rdma shell vm apply clean:
 	@vm/$@
 
 help:
