@@ -534,11 +534,18 @@ void hmm_odp_exit(struct kunit *test)
 
 /* Comparing */
 
+static bool hmm_odp_same(const struct hmm_odp_entry *one, const struct hmm_odp_entry *other)
+{
+	return one->present == other->present && one->addr == other->addr &&
+	       one->writable == other->writable;
+}
+
 /*
- * Is what the device's table has of a page what the page tables have? Other walks take
- * locks that are not to be taken under the driver's, so the sequence tells whether the
- * two were so at one time. What is gained between the looks the device does not have.
- * Returns false if there was no such time.
+ * Is what the device's table has of a page what the page tables have? The oracle takes
+ * locks that are not to be taken under the driver's, so the table is looked at before
+ * and after. What is gained in between the device does not have. The sequence alone
+ * does not tell: invalidations that overlap have one. Returns false if the two were not
+ * so at one time.
  */
 static bool hmm_odp_look(struct hmm_odp *o, unsigned long page, bool *like)
 {
@@ -561,7 +568,8 @@ static bool hmm_odp_look(struct hmm_odp *o, unsigned long page, bool *like)
 		(!entry.writable || cpu & HMM_PFN_WRITE);
 
 	mutex_lock(&o->lock);
-	stale = mmu_interval_read_retry(&o->notifier, seq);
+	stale = mmu_interval_read_retry(&o->notifier, seq) ||
+		!hmm_odp_same(&entry, &o->table[page]);
 	mutex_unlock(&o->lock);
 	return !stale;
 }

@@ -325,7 +325,7 @@ static void hmm_set_pte(struct hmm_world *w, enum hmm_ref_entry entry, unsigned 
 		return;
 	}
 	ptep_get_and_clear(w->mm, addr, ptep);
-	set_pte(ptep, pte);
+	WRITE_ONCE(*ptep, pte);
 }
 
 static int hmm_plant_pte(pte_t *ptep, unsigned long addr, void *data)

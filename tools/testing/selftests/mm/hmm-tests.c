@@ -7872,7 +7872,10 @@ FIXTURE_VARIANT(bystander)
 FIXTURE_VARIANT_ADD(bystander, unlocked) {
 	.npages = 32768, .flags = HMM_DMIRROR_FAULT_UNLOCKED,
 };
-FIXTURE_VARIANT_ADD(bystander, each) { .npages = 32768, .flags = HMM_DMIRROR_FAULT_EACH };
+
+FIXTURE_VARIANT_ADD(bystander, each) {
+	.npages = 32768, .flags = HMM_DMIRROR_FAULT_EACH,
+};
 
 /* What the call under test has as its arguments. */
 static struct {
