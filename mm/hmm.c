@@ -72,7 +72,8 @@
  * to every fault, and has the invalidate callback go by it on another CPU while a
  * call runs. So what maps a page is read and its output stored under one hold of
  * the page table lock. Of two walks the one that stores last has then read last,
- * and nobody replaces a newer output by an older one. For the same reason nothing
+ * and nobody replaces a newer output by an older one. What no fault can mend needs
+ * no more than the lock that keeps the VMA. For the same reason nothing
  * is read back from elements but requests: what was stored there may have changed.
  *
  * A fault can invalidate the range itself, breaking copy-on-write for one. A
@@ -118,6 +119,9 @@ enum hmm_walk_end {
 /* How long a writer gets to wake up, in microseconds. */
 #define HMM_GIVE_WAY_US	50
 
+/* No page has this address. */
+#define HMM_NO_ADDR	ULONG_MAX
+
 /* What keeps a VMA, or the lack of one, as it is. */
 enum hmm_lock {
 	HMM_UNLOCKED,
@@ -162,6 +166,9 @@ enum hmm_lock {
  * @look_again: a fault was handled, and its page not yet looked at again
  * @fills_hole: the fault of @addr is one that invalidates nothing
  * @disturbed: somebody else has invalidated the range during this walk
+ * @giant_end: where what is stored of an entry ends that maps more than a page table
+ *	does, as long as the walk goes on there
+ * @giant_out: the output of the first page that it maps
  *
  * @addr, @need, @run and @fills_hole are set by hmm_stop().
  */
@@ -197,6 +204,8 @@ struct hmm_walk {
 	bool			look_again;
 	bool			fills_hole;
 	bool			disturbed;
+	unsigned long		giant_end;
+	unsigned long		giant_out;
 };
 
 /*
@@ -229,8 +238,8 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 	w->cursor = range->start;
 	w->end = range->start;
 	w->lock = HMM_UNLOCKED;
-	w->tried = ULONG_MAX;
-	w->last = ULONG_MAX;
+	w->tried = HMM_NO_ADDR;
+	w->last = HMM_NO_ADDR;
 	w->seq = range->notifier_seq;
 	w->timeout = 0;
 	w->faulting = 0;
@@ -239,6 +248,7 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 	w->faulted = false;
 	w->look_again = false;
 	w->disturbed = false;
+	w->giant_end = HMM_NO_ADDR;
 }
 
 /* Requests */
@@ -805,7 +815,9 @@ static void hmm_verify_run(const struct hmm_walk *w, const struct hmm_kind *kind
 		if (hmm_kind_out(kind, pte, &out) || pte_same(pte, first))
 			VM_WARN_ON_ONCE(due != (pte_same(pte, first) ? first_out : out));
 		else
-			VM_WARN_ON_ONCE((due ^ first_out) & HMM_PFN_FLAGS);
+			/* The CPU may have marked it dirty or accessed since. */
+			VM_WARN_ON_ONCE((due ^ first_out) & HMM_PFN_FLAGS &&
+					(due ^ kind->out) & HMM_PFN_FLAGS);
 	}
 }
 
@@ -1140,13 +1152,13 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 static bool hmm_find_pmd(struct mm_struct *mm, unsigned long addr, pmd_t **pmdpp)
 {
 	pgd_t *pgdp = pgd_offset(mm, addr);
-	pgd_t pgd = pgdp_get(pgdp);
 	p4d_t *p4dp, p4d;
 	pud_t *pudp, pud;
 
 	*pmdpp = NULL;
-	if (pgd_none(pgd) || pgd_bad(pgd))
-		return pgd_none(pgd);
+	/* Where a pgd_t is an array, as on arm, there can be no copy of it. */
+	if (pgd_none(*pgdp) || pgd_bad(*pgdp))
+		return pgd_none(*pgdp);
 	p4dp = p4d_offset(pgdp, addr);
 	p4d = p4dp_get(p4dp);
 	if (p4d_none(p4d) || p4d_bad(p4d))
@@ -1234,8 +1246,7 @@ static int hmm_walk_hole(struct hmm_walk *w, unsigned long start, unsigned long 
 
 	for (; !ret && start < end; start = next) {
 		next = hmm_addr_end(start, PMD_SIZE, end);
-		pmdp = NULL;
-		if (!is_vm_hugetlb_page(w->vma) && !hmm_find_pmd(w->mm, start, &pmdp))
+		if (!hmm_find_pmd(w->mm, start, &pmdp))
 			return HMM_WALK_AGAIN;
 		ret = hmm_walk_empty(w, pmdp, start, next);
 		if (!ret && next < end)
@@ -1302,33 +1313,40 @@ struct hmm_giant {
 };
 
 /*
- * What hmm_resolve_leaf() does, by parts, so that nobody waits for the lock while a
- * quarter of a million elements are stored. They are to be alike, so that another
- * entry is reason to begin again.
+ * What hmm_resolve_leaf() does, by parts, so that nobody waits for a lock while a
+ * quarter of a million elements are stored. All parts are to be alike. The entry can
+ * gain a right meanwhile, and then they are stored again; requests that were met stay
+ * so. If it loses anything, the range was invalidated, and the walk is stale.
  */
 static int hmm_walk_giant(struct hmm_walk *w, const struct hmm_giant *giant,
 			  unsigned long start, unsigned long end)
 {
 	unsigned long base = ALIGN_DOWN(start, PAGE_SIZE << giant->order);
-	unsigned long next, out, was = 0, first = max(base, w->start), addr = first;
+	unsigned long next, out, first = max(base, w->start);
+	unsigned long addr = start == w->giant_end ? start : first;
 	spinlock_t *ptl;
 	int ret = 0;
 
-	while (!ret && addr < end) {
+	for (; !ret && addr < end; addr = next) {
 		next = hmm_addr_end(addr, PMD_SIZE, end);
 		ptl = giant->lock(w, giant);
 		if (!ptl)
-			return HMM_WALK_AGAIN;
+			return addr == first ? HMM_WALK_AGAIN : HMM_WALK_STALE;
 		out = giant->out(w, giant, base);
-		if (addr != first && out != was)
-			next = first;
-		else
+		if (addr == first || out == w->giant_out)
 			ret = hmm_resolve_part(w, base, addr, clamp(start, addr, next),
 					       next, out);
+		else if (mmu_interval_check_retry(w->range->notifier,
+						  w->range->notifier_seq))
+			ret = HMM_WALK_STALE;
+		else
+			next = first;
 		spin_unlock(ptl);
-		cond_resched();
-		was = out;
-		addr = next;
+		w->giant_out = out;
+		w->giant_end = next;
+		start = max(start, next);
+		if (!ret && next < end)
+			ret = hmm_pause(w);
 	}
 	return ret;
 }
@@ -1679,6 +1697,9 @@ static int hmm_fault_unlocked(struct hmm_walk *w, vm_fault_t fault)
 	/* A handler that only wants the mmap lock has not tried anything yet. */
 	w->waited = w->lock == HMM_MMAP_LOCKED || fault & VM_FAULT_MAJOR;
 	w->need_mmap_lock = w->lock == HMM_MMAP_LOCKED;
+	/* What was waited for is there now, and the next fault can map it. */
+	if (w->tried != w->addr)
+		w->since = jiffies;
 	w->tried = w->addr;
 	w->lock = HMM_UNLOCKED;
 	return 0;
@@ -1738,8 +1759,6 @@ static int hmm_fault(struct hmm_walk *w)
 		return 0;
 	}
 
-	if (hmm_sequence_moved(w))
-		w->disturbed = true;
 	fault = handle_mm_fault(w->vma, w->addr, hmm_fault_flags(w), NULL);
 	if (hmm_sequence_moved(w) && w->fills_hole)
 		w->disturbed = true;
@@ -1756,6 +1775,8 @@ static int hmm_fault(struct hmm_walk *w)
 /* What ends a call, or this walk of it, between any two faults */
 static int hmm_may_fault(struct hmm_walk *w)
 {
+	if (hmm_sequence_moved(w))
+		w->disturbed = true;
 	if (fatal_signal_pending(current))
 		return -EINTR;
 	if (hmm_is_stuck(w))
@@ -1919,6 +1940,7 @@ static int hmm_fill_unlocked(struct hmm_walk *w)
 	w->faulted = false;
 	w->disturbed = false;
 	w->faulting = 0;
+	w->giant_end = HMM_NO_ADDR;
 	range->notifier_seq = mmu_interval_read_begin(range->notifier);
 	w->seq = range->notifier_seq;
 	ret = hmm_fill(w);

@@ -272,6 +272,7 @@ static dma_addr_t hmm_dma_map_route(struct device *dev, struct hmm_dma_map *map,
  * and the output untouched, if
  *
  * * the output lacks %HMM_PFN_VALID, or is a device-private page
+ * * hmm_dma_map_alloc() has not set the map up, which is a bug of the driver's
  * * the page belongs to a peer that @dev cannot reach
  * * the memory could be reached only by bouncing it or by flushing caches
  * * the DMA layer or the IOMMU driver failed, for lack of memory, say
@@ -284,7 +285,7 @@ dma_addr_t hmm_dma_map_pfn(struct device *dev, struct hmm_dma_map *map,
 	unsigned long sticky;
 	dma_addr_t addr;
 
-	if (!(hmm_pfn & HMM_PFN_VALID))
+	if (WARN_ON_ONCE(!map->mapped) || !(hmm_pfn & HMM_PFN_VALID))
 		return DMA_MAPPING_ERROR;
 
 	addr = hmm_dma_mapped_addr(map, idx);

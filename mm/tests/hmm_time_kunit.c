@@ -337,6 +337,34 @@ static void hmm_test_never_comes(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->faults[1], 0);
 }
 
+/* The page is read from somewhere slow, without the lock, and mapped by the next fault. */
+static vm_fault_t hmm_handle_slow_read(struct hmm_fixture *t, struct vm_fault *vmf,
+				       unsigned long page)
+{
+	const unsigned long *wait = t->private;
+
+	if (t->faults[page] > 1)
+		return hmm_handler_map(vmf);
+	schedule_timeout_uninterruptible(*wait);
+	mmap_read_unlock(vmf->vma->vm_mm);
+	return VM_FAULT_RETRY;
+}
+
+/* However long that took, the fault that maps the page is not refused. */
+static void hmm_test_slow_read(struct kunit *test)
+{
+	unsigned long timeout = HMM_TIMEOUT, wait = 12 * timeout;
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_slow_read;
+	t->private = &wait;
+	hmm_ask(t, 0, 1);
+	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(test, hmm_call_for(t, timeout), 0);
+	KUNIT_EXPECT_EQ(test, t->faults[0], 2);
+}
+
 /**
  * struct hmm_migration - one that does not end
  * @work: wakes up the task that waits for it
@@ -581,6 +609,7 @@ static struct kunit_case hmm_time_cases[] = {
 	KUNIT_CASE(hmm_test_stale_slow_range),
 	HMM_CASE(killed_in_vain),
 	HMM_UNLOCKED_CASE(never_comes),
+	HMM_UNLOCKED_CASE(slow_read),
 	HMM_CASE(killed_migrating),
 	HMM_CASE(killed_copying),
 	HMM_UNLOCKED_CASE(wait_for_mmap_lock),
