@@ -5589,6 +5589,9 @@ FIXTURE_VARIANT_ADD(raw, each) { .flags = HMM_DMIRROR_FAULT_EACH };
 #define TIMEOUT_MS	1000
 
 /* One call of HMM for bytes from @start to @end, exclusive. */
+/* How long invalidations may keep a call. Each test is a process of its own. */
+static unsigned int fault_timeout = TIMEOUT_MS;
+
 static int _test_fault_bytes(int dev, uintptr_t start, uintptr_t end, __u64 *pfns,
 			     unsigned int flags, __u64 requests, __u64 mask)
 {
@@ -5598,7 +5601,7 @@ static int _test_fault_bytes(int dev, uintptr_t start, uintptr_t end, __u64 *pfn
 	inside.fault.pfns = (uintptr_t)pfns;
 	inside.fault.default_flags = requests;
 	inside.fault.pfn_flags_mask = mask;
-	inside.fault.timeout = TIMEOUT_MS;
+	inside.fault.timeout = fault_timeout;
 	return _test_inside(dev, HMM_DMIRROR_OP_FAULT, flags);
 }
 
@@ -7934,6 +7937,8 @@ TEST_F(bystander, protects_last_page)
 	large_call.pfns = self->pfns;
 	large_call.flags = variant->flags;
 	large_call.began = 0;
+	/* The mprotect() makes a walk void, which took its time. */
+	fault_timeout = 60 * TIMEOUT_MS;
 	ASSERT_EQ(0, pthread_create(&thread, NULL, fault_large_vma, NULL));
 	while (!large_call.began)
 		usleep(100);
