@@ -1691,15 +1691,18 @@ static unsigned int hmm_fault_flags(const struct hmm_walk *w)
 /* The fault handler has dropped the lock. */
 static int hmm_fault_unlocked(struct hmm_walk *w, vm_fault_t fault)
 {
+	bool waited;
+
 	if (WARN_ON_ONCE(!w->may_unlock))
 		return -EFAULT;
 
 	/* A handler that only wants the mmap lock has not tried anything yet. */
-	w->waited = w->lock == HMM_MMAP_LOCKED || fault & VM_FAULT_MAJOR;
-	w->need_mmap_lock = w->lock == HMM_MMAP_LOCKED;
+	waited = w->lock == HMM_MMAP_LOCKED || fault & VM_FAULT_MAJOR;
 	/* What was waited for is there now, and the next fault can map it. */
-	if (w->tried != w->addr)
+	if (waited && !(w->tried == w->addr && w->waited))
 		w->since = jiffies;
+	w->waited = waited;
+	w->need_mmap_lock = w->lock == HMM_MMAP_LOCKED;
 	w->tried = w->addr;
 	w->lock = HMM_UNLOCKED;
 	return 0;
