@@ -137,9 +137,9 @@ enum hmm_lock {
  * @step: how many pages a step has, unless something else ends it before; a
  *	power of two. 0 if the range is filled as a whole
  * @mm: the address space, that of the range's notifier
- * @requests: what the caller asked for in the elements of &hmm_range.hmm_pfns, as
- *	hmm_pack() keeps it; NULL if they ask for nothing, or if the walk never
- *	begins again and can look there
+ * @request: what each page asks for, if all of them are @alike
+ * @requests: else what the caller asked for in the elements of &hmm_range.hmm_pfns,
+ *	as hmm_pack() keeps it; NULL if the walk never begins again and can look there
  * @saved: address of the first page whose request is in @requests
  * @saved_end: address behind the last
  * @cursor: address of the first page without an output
@@ -159,16 +159,17 @@ enum hmm_lock {
  * @untimed: jiffies since then that invalidations have not cost
  * @faulting: jiffies that the faults of this walk took
  * @stale_walks: how many walks of the step were for nothing
- * @may_unlock: the lock is HMM's own and may be dropped by faults
- * @need_mmap_lock: the rest of this VMA needs the mmap lock
- * @waited: the fault of @tried waited for something, without the lock
- * @faulted: a fault was handled since the cursor was last at the start
- * @look_again: a fault was handled, and its page not yet looked at again
- * @fills_hole: the fault of @addr is one that invalidates nothing
- * @disturbed: somebody else has invalidated the range during this walk
  * @giant_end: where what is stored of an entry ends that maps more than a page table
  *	does, as long as the walk goes on there
  * @giant_out: the output of the first page that it maps
+ * @look_again: a fault was handled, and its page not yet looked at again
+ * @need_mmap_lock: the rest of this VMA needs the mmap lock
+ * @faulted: a fault was handled since the cursor was last at the start
+ * @disturbed: somebody else has invalidated the range during this walk
+ * @may_unlock: the lock is HMM's own and may be dropped by faults
+ * @alike: all pages of the range ask for the same
+ * @waited: the fault of @tried waited for something, without the lock
+ * @fills_hole: the fault of @addr is one that invalidates nothing
  *
  * @addr, @need, @run and @fills_hole are set by hmm_stop().
  */
@@ -178,6 +179,7 @@ struct hmm_walk {
 	unsigned long		stop;
 	unsigned long		step;
 	struct mm_struct	*mm;
+	unsigned long		request;
 	u16			*requests;
 	unsigned long		saved;
 	unsigned long		saved_end;
@@ -197,15 +199,16 @@ struct hmm_walk {
 	unsigned long		untimed;
 	unsigned long		faulting;
 	unsigned int		stale_walks;
-	bool			may_unlock;
-	bool			need_mmap_lock;
-	bool			waited;
-	bool			faulted;
-	bool			look_again;
-	bool			fills_hole;
-	bool			disturbed;
 	unsigned long		giant_end;
 	unsigned long		giant_out;
+	bool			look_again;
+	bool			need_mmap_lock;
+	bool			faulted;
+	bool			disturbed;
+	bool			may_unlock;
+	bool			alike;
+	bool			waited;
+	bool			fills_hole;
 };
 
 /*
@@ -220,35 +223,56 @@ static unsigned long hmm_step_end(const struct hmm_range *range, unsigned long s
 	return hmm_addr_end(start, step << PAGE_SHIFT, range->end);
 }
 
+/* Do the elements of hmm_pfns have a say in what is requested? */
+static bool hmm_has_page_requests(const struct hmm_range *range)
+{
+	return range->pfn_flags_mask & ~range->default_flags & HMM_REQUESTS;
+}
+
 /*
  * The state before anything is filled, of a @range that hmm_check() has let pass. A
  * call for one page is so short that it matters to set nothing that will be set before
- * it is read: by hmm_find_vma() or hmm_stop(), with @tried or @last, or by
- * hmm_fill_retry().
+ * it is read: by hmm_walk_begin(), hmm_find_vma() or hmm_stop(), with @tried or @last,
+ * or by hmm_fill_retry().
  */
 static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range,
-					  unsigned long step)
+					  unsigned long step, unsigned long timeout,
+					  enum hmm_lock lock)
 {
 	w->range = range;
 	w->start = range->start;
 	w->stop = hmm_step_end(range, range->start, step);
 	w->step = step;
 	w->mm = range->notifier->mm;
-	w->requests = NULL;
-	w->cursor = range->start;
-	w->end = range->start;
-	w->lock = HMM_UNLOCKED;
+	w->request = range->default_flags;
+	w->lock = lock;
 	w->tried = HMM_NO_ADDR;
 	w->last = HMM_NO_ADDR;
-	w->seq = range->notifier_seq;
-	w->timeout = 0;
+	w->timeout = timeout;
+	w->may_unlock = lock == HMM_UNLOCKED;
+	w->alike = true;
+	if (!hmm_has_page_requests(range))
+		return;
+	/* One page is like itself, and its request need not be kept elsewhere. */
+	if (range->end - range->start == PAGE_SIZE) {
+		w->request |= READ_ONCE(*range->hmm_pfns) & range->pfn_flags_mask;
+		return;
+	}
+	w->alike = false;
+	w->requests = NULL;
+}
+
+/* The state before a walk from the start, which goes by the range's sequence. */
+static __always_inline void hmm_walk_begin(struct hmm_walk *w)
+{
+	w->cursor = w->start;
+	w->seq = w->range->notifier_seq;
 	w->faulting = 0;
-	w->may_unlock = false;
+	w->giant_end = HMM_NO_ADDR;
+	w->look_again = false;
 	w->need_mmap_lock = false;
 	w->faulted = false;
-	w->look_again = false;
 	w->disturbed = false;
-	w->giant_end = HMM_NO_ADDR;
 }
 
 /* Requests */
@@ -261,12 +285,6 @@ static unsigned long hmm_index(const struct hmm_range *range, unsigned long addr
 static unsigned long *hmm_element(const struct hmm_range *range, unsigned long addr)
 {
 	return &range->hmm_pfns[hmm_index(range, addr)];
-}
-
-/* Do the elements of hmm_pfns have a say in what is requested? */
-static bool hmm_has_page_requests(const struct hmm_range *range)
-{
-	return range->pfn_flags_mask & ~range->default_flags & HMM_REQUESTS;
 }
 
 /*
@@ -313,21 +331,23 @@ static unsigned long hmm_unpack(unsigned long bits, unsigned long i)
  * was made shorter, outputs of pages behind it have taken their place already, but
  * their requests were kept with those of that step.
  */
-static void hmm_save_requests(struct hmm_walk *w)
+static noinline void hmm_save_requests(struct hmm_walk *w)
 {
-	unsigned long left = (w->stop - w->start) >> PAGE_SHIFT;
 	unsigned long *element = hmm_element(w->range, w->start);
+	unsigned long i, left = (w->stop - w->start) >> PAGE_SHIFT;
 	u16 *block = w->requests;
 
-	if (!block || w->start < w->saved_end)
+	if (w->start < w->saved_end)
 		return;
 	w->saved = w->start;
 	w->saved_end = w->stop;
-	for (; left >= HMM_BLOCK; left -= HMM_BLOCK, element += HMM_BLOCK) {
-		*block++ = hmm_pack(element, HMM_BLOCK);
-		if (!(left & (HMM_STEP_PAGES - HMM_BLOCK)))
-			cond_resched();
+	for (; left >= HMM_STEP_PAGES; left -= HMM_STEP_PAGES) {
+		for (i = 0; i < HMM_STEP_PAGES / HMM_BLOCK; i++, element += HMM_BLOCK)
+			*block++ = hmm_pack(element, HMM_BLOCK);
+		cond_resched();
 	}
+	for (; left >= HMM_BLOCK; left -= HMM_BLOCK, element += HMM_BLOCK)
+		*block++ = hmm_pack(element, HMM_BLOCK);
 	if (left)
 		*block = hmm_pack(element, left);
 }
@@ -349,8 +369,8 @@ static __always_inline unsigned long hmm_request(const struct hmm_walk *w,
 {
 	const struct hmm_range *range = w->range;
 
-	if (!hmm_has_page_requests(range))
-		return range->default_flags;
+	if (likely(w->alike))
+		return w->request;
 	return (hmm_element_request(w, addr) & range->pfn_flags_mask) | range->default_flags;
 }
 
@@ -381,18 +401,56 @@ static __always_inline void hmm_store_page(unsigned long *element, unsigned long
 		WRITE_ONCE(*element, out);
 }
 
+/*
+ * Which bits the elements of a block have. To look at each of them would cost more. A
+ * driver that sets a sticky bit meanwhile is as late as if it did so a moment before
+ * the store: hmm_dma_unmap_pfn() does not go by the element.
+ */
+static __always_inline unsigned long hmm_any(const unsigned long *elements)
+{
+	unsigned long i, any = 0;
+
+	unrolled_full
+	for (i = 0; i < HMM_BLOCK; i++)
+		any |= data_race(elements[i]); /* see above */
+	return any;
+}
+
+/* Has one of them a sticky bit? Mostly none has. */
+static __always_inline bool hmm_any_sticky(const unsigned long *elements)
+{
+	return hmm_any(elements) & HMM_STICKY;
+}
+
+/* Store @out for the first of @npages pages, and for each after it @step more. */
+static __always_inline void hmm_store_pages(unsigned long *elements, unsigned long npages,
+					    unsigned long out, unsigned long step)
+{
+	unsigned long i;
+
+	for (; npages >= HMM_BLOCK && !hmm_any_sticky(elements); npages -= HMM_BLOCK) {
+		unrolled_full
+		for (i = 0; i < HMM_BLOCK; i++)
+			WRITE_ONCE(elements[i], out + i * step);
+		elements += HMM_BLOCK;
+		out += HMM_BLOCK * step;
+	}
+	for (i = 0; i < npages; i++)
+		hmm_store_page(&elements[i], out + i * step);
+}
+
 /* Store outputs for [@start, @end), where @out is that of the first page. */
 static void hmm_store(struct hmm_walk *w, unsigned long start, unsigned long end,
 		      unsigned long out)
 {
-	unsigned long i, npages = (end - start) >> PAGE_SHIFT;
+	unsigned long npages = (end - start) >> PAGE_SHIFT;
 	unsigned long *elements = hmm_element(w->range, start);
-	unsigned long step = out & HMM_PFN_VALID ? 1 : 0;
 
 	w->cursor = end;
-	unrolled_count(8)
-	for (i = 0; i < npages; i++, out += step)
-		hmm_store_page(&elements[i], out);
+	if (out & HMM_PFN_VALID)
+		hmm_store_pages(elements, npages, out, 1);
+	else
+		hmm_store_pages(elements, npages, out, 0);
 }
 
 /* Classifying: from an entry to the output of the first page that it maps */
@@ -585,6 +643,23 @@ static int hmm_resolve_part(struct hmm_walk *w, unsigned long base, unsigned lon
 	return 0;
 }
 
+/* Is the page before @end all there is to fill? */
+static bool hmm_is_one_page(const struct hmm_walk *w, unsigned long end)
+{
+	return end - w->start == PAGE_SIZE;
+}
+
+/* What the others do, for one page, which mostly is all that a device fault is about. */
+static __always_inline int hmm_resolve_page(struct hmm_walk *w, unsigned long addr,
+					    unsigned long out, bool empty)
+{
+	if (hmm_need(hmm_request(w, addr), out))
+		return hmm_stop(w, addr, out, empty);
+	hmm_store_page(hmm_element(w->range, addr), out);
+	w->cursor = addr + PAGE_SIZE;
+	return 0;
+}
+
 /*
  * One entry of @order maps pages [@start, @end), and @out is the output of the
  * first page that it maps, which may lie below @start.
@@ -598,9 +673,13 @@ static int hmm_resolve_leaf(struct hmm_walk *w, unsigned long start,
 			    unsigned long out)
 {
 	unsigned long base = ALIGN_DOWN(start, PAGE_SIZE << order);
-	unsigned long first = max(base, w->start);
 
-	return hmm_resolve_part(w, base, first, start, end, out);
+	if (!hmm_is_one_page(w, end))
+		return hmm_resolve_part(w, base, max(base, w->start), start, end, out);
+
+	if (out & HMM_PFN_VALID)
+		out += (start - base) >> PAGE_SHIFT;
+	return hmm_resolve_page(w, start, out, false);
 }
 
 /* Tables: each level takes and releases its own page table lock */
@@ -724,18 +803,33 @@ static void hmm_find_run(struct hmm_walk *w, pte_t *ptep, unsigned long end)
 	}
 }
 
-/* The output that hmm_out_pte() has for @pte, if the entry is of the kind or a hole. */
-static __always_inline bool hmm_kind_out(const struct hmm_kind *kind, pte_t pte,
+/* The output that hmm_out_pte() has for the entry, if it is of the kind or a hole. */
+static __always_inline bool hmm_kind_out(const struct hmm_kind *kind, pte_t *ptep,
 					 unsigned long *out)
 {
-	u64 pfn = hmm_kind_pfn(kind, pte);
+	u64 pfn = hmm_kind_pfn(kind, ptep_get(ptep));
 
 	if (likely(pfn < kind->pfns)) {
 		*out = kind->out | pfn;
 		return true;
 	}
 	*out = 0;
-	return kind->holes && pte_none(pte);
+	return kind->holes && pte_none(ptep_get(ptep));
+}
+
+/* Do so for a block, as far as it goes. None of its elements has a sticky bit. */
+static __always_inline unsigned long hmm_read_block(const struct hmm_kind *kind, pte_t *ptep,
+						    unsigned long *elements)
+{
+	unsigned long i, out;
+
+	unrolled_count(8)
+	for (i = 0; i < HMM_BLOCK; i++) {
+		if (!hmm_kind_out(kind, ptep + i, &out))
+			break;
+		WRITE_ONCE(elements[i], out);
+	}
+	return i;
 }
 
 /*
@@ -747,15 +841,18 @@ static noinline unsigned long hmm_read_kind(struct hmm_kind kind, pte_t *ptep,
 					    unsigned long *elements,
 					    unsigned long npages)
 {
-	unsigned long i, out;
+	unsigned long n, out, left = npages;
 
-	unrolled_count(8)
-	for (i = 0; i < npages; i++) {
-		if (!hmm_kind_out(&kind, ptep_get(ptep + i), &out))
-			break;
-		hmm_store_page(&elements[i], out);
+	for (; left >= HMM_BLOCK && !hmm_any_sticky(elements); left -= HMM_BLOCK) {
+		n = hmm_read_block(&kind, ptep, elements);
+		if (n < HMM_BLOCK)
+			return npages - left + n;
+		elements += HMM_BLOCK;
+		ptep += HMM_BLOCK;
 	}
-	return i;
+	for (; left && hmm_kind_out(&kind, ptep, &out); left--, ptep++)
+		hmm_store_page(elements++, out);
+	return npages - left;
 }
 
 /* The same for entries that do not differ at all, as of holes or the zero page. */
@@ -770,9 +867,28 @@ static unsigned long hmm_read_same(pte_t pte, unsigned long out, pte_t *ptep,
 }
 
 /*
+ * What the number grows by that a device-private entry is if its pfn is one more. It
+ * is a power of two or the negative of one: else entries are kept in another way.
+ */
+static __always_inline s64 hmm_private_unit(void)
+{
+	return pte_val(swp_entry_to_pte(make_readable_device_private_entry(1))) -
+	       pte_val(swp_entry_to_pte(make_readable_device_private_entry(0)));
+}
+
+/* How many pfns @pte is behind @first, of entries that differ in nothing else. */
+static __always_inline u64 hmm_private_distance(u64 first, pte_t pte)
+{
+	s64 unit = hmm_private_unit();
+
+	if (unit > 0)
+		return ror64(pte_val(pte) - first, __ffs64(unit));
+	return ror64(first - pte_val(pte), __ffs64(-unit));
+}
+
+/*
  * The same for device-private pages: entries like @pte, whose output is @out, of
- * the same memory, and so of the same owner. Entries that differ in nothing but
- * the pfn are numbers that differ by as much, and the uffd bit is not part of them.
+ * the same memory, and so of the same owner.
  */
 static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte_t *ptep,
 					       unsigned long *elements,
@@ -780,19 +896,18 @@ static noinline unsigned long hmm_read_private(pte_t pte, unsigned long out, pte
 {
 	const softleaf_t leaf = softleaf_from_pte(pte);
 	const struct range *memory = &page_pgmap(softleaf_to_page(leaf))->range;
-	unsigned long pfn = softleaf_to_pfn(leaf), first = PHYS_PFN(memory->start);
-	unsigned long i, offset, pfns = PHYS_PFN(range_len(memory));
-	bool protected = pte_swp_uffd(pte);
+	unsigned long offset = softleaf_to_pfn(leaf) - PHYS_PFN(memory->start);
+	unsigned long i, pfns = PHYS_PFN(range_len(memory));
+	u64 distance, first = pte_val(pte) - offset * hmm_private_unit();
 
-	if (pfn - first >= pfns)
+	if (!IS_ENABLED(CONFIG_64BIT) || offset >= pfns)
 		return 0;
-	out -= pfn - first;
+	out -= offset;
 	for (i = 0; i < npages; i++) {
-		pte = ptep_get(ptep + i);
-		offset = softleaf_from_pte(pte).val - (leaf.val - (pfn - first));
-		if (offset >= pfns || !!pte_swp_uffd(pte) != protected)
+		distance = hmm_private_distance(first, ptep_get(ptep + i));
+		if (distance >= pfns)
 			break;
-		hmm_store_page(&elements[i], out + offset);
+		hmm_store_page(&elements[i], out + distance);
 	}
 	return i;
 }
@@ -812,7 +927,7 @@ static void hmm_verify_run(const struct hmm_walk *w, const struct hmm_kind *kind
 		pte_t pte = ptep_get(ptep + i);
 
 		due = hmm_out_pte(w, addr, pte);
-		if (hmm_kind_out(kind, pte, &out) || pte_same(pte, first))
+		if (hmm_kind_out(kind, ptep + i, &out) || pte_same(pte, first))
 			VM_WARN_ON_ONCE(due != (pte_same(pte, first) ? first_out : out));
 		else
 			/* The CPU may have marked it dirty or accessed since. */
@@ -919,23 +1034,38 @@ struct hmm_piece {
 	unsigned long out;
 };
 
-/*
- * May the entries of these pages, which are aligned in the address space, follow
- * each other? If not, they do not. Device memory has entries of another form, and
- * is rare.
- */
-static __always_inline bool hmm_may_follow(pte_t *ptep)
+/* The same for pages of the device, whose entries are of another form. */
+static bool hmm_may_be_large_private(pte_t first, pte_t last)
 {
-	pte_t first = ptep_get(ptep), last = ptep_get(ptep + HMM_JOIN_PAGES - 1);
-	u32 pfn = pte_val(first) >> HMM_PTE_SHIFT;
+	softleaf_t leaf;
 
-	if (unlikely(!pte_present(first)))
-		return !pte_none(first) && softleaf_is_device_private(softleaf_from_pte(first));
-	return !(pfn & (HMM_JOIN_PAGES - 1)) &&
-	       (u32)(pte_val(last) >> HMM_PTE_SHIFT) - pfn == HMM_JOIN_PAGES - 1;
+	if (hmm_private_distance(pte_val(first), last) != HMM_JOIN_PAGES - 1)
+		return false;
+	leaf = softleaf_from_pte(last);
+	return softleaf_is_device_private(leaf) && PageTail(softleaf_to_page(leaf));
 }
 
-/* Are they of a large folio? Their last page is no folio's first, so it tells. */
+/*
+ * May these pages, which are aligned in the address space, be of one large folio? If
+ * not, they are not. Mostly their entries do not follow each other: if they do, and are
+ * aligned in memory, the last pfn has just these bits more than the first. Then the last
+ * page tells, because it is no folio's first. @kind makes that quick.
+ */
+static __always_inline bool hmm_may_be_large(const struct hmm_kind *kind, pte_t *ptep)
+{
+	pte_t first = ptep_get(ptep), last = ptep_get(ptep + HMM_JOIN_PAGES - 1);
+	u32 differ = (pte_val(first) ^ pte_val(last)) >> HMM_PTE_SHIFT;
+	u64 pfn;
+
+	if (unlikely(!pte_present(first)))
+		return !pte_none(first) && hmm_may_be_large_private(first, last);
+	if (differ != HMM_JOIN_PAGES - 1 || !(pte_val(last) >> HMM_PTE_SHIFT & 1))
+		return false;
+	pfn = hmm_kind_pfn(kind, last);
+	return pfn >= kind->pfns || PageTail(pfn_to_page(pfn));
+}
+
+/* Are they of a large folio? */
 static bool hmm_is_large(const struct hmm_walk *w, unsigned long addr, pte_t *ptep)
 {
 	unsigned long first = hmm_out_pte(w, addr, ptep_get(ptep));
@@ -949,20 +1079,32 @@ static bool hmm_is_large(const struct hmm_walk *w, unsigned long addr, pte_t *pt
 }
 
 /*
- * The first of the blocks in [@addr, @end), which begins aligned, whose entries may
- * follow each other, or @end. Mostly there is none. By itself this has a register for
- * all that it needs.
+ * The first of the blocks in [@addr, @end), which begins aligned, whose pages may be of
+ * a large folio, or @end. Mostly there is none. By itself this has a register for all
+ * that it needs.
  */
-static noinline unsigned long hmm_skip_small(const struct hmm_table *t, unsigned long addr,
-					     unsigned long end)
+static noinline unsigned long hmm_skip_small(struct hmm_kind kind, const struct hmm_table *t,
+					     unsigned long addr, unsigned long end)
 {
 	pte_t *ptep = hmm_table_entry(t, addr);
 	unsigned long left = (end - addr) >> PAGE_SHIFT;
 
 	for (; left >= HMM_JOIN_PAGES; left -= HMM_JOIN_PAGES, ptep += HMM_JOIN_PAGES)
-		if (hmm_may_follow(ptep))
+		if (hmm_may_be_large(&kind, ptep))
 			return end - (left << PAGE_SHIFT);
 	return end;
+}
+
+/* Is @want, which is valid, the output of the entry? */
+static __always_inline bool hmm_is_next(const struct hmm_walk *w,
+					const struct hmm_kind *kind, unsigned long addr,
+					pte_t pte, unsigned long want)
+{
+	u64 pfn = hmm_kind_pfn(kind, pte);
+
+	if (likely(pfn < kind->pfns && (kind->out | pfn) == want))
+		return true;
+	return hmm_out_pte(w, addr, pte) == want;
 }
 
 /*
@@ -970,29 +1112,31 @@ static noinline unsigned long hmm_skip_small(const struct hmm_table *t, unsigned
  * large one. Pages below the cursor are of it, too, if a fault came in between.
  */
 static void hmm_measure_piece(const struct hmm_walk *w, const struct hmm_table *t,
-			      unsigned long addr, struct hmm_piece *piece)
+			      struct hmm_kind *kind, unsigned long addr,
+			      struct hmm_piece *piece)
 {
-	unsigned long out = hmm_out_pte(w, addr, ptep_get(hmm_table_entry(t, addr)));
+	pte_t pte = ptep_get(hmm_table_entry(t, addr));
+	unsigned long out = hmm_out_pte(w, addr, pte);
 	unsigned long pfn = out & ~HMM_PFN_FLAGS;
 	struct folio *folio = pfn_folio(pfn);
 	unsigned long before = pfn - folio_pfn(folio);
 	unsigned long after = folio_nr_pages(folio) - before;
 	unsigned long low, end;
+	pte_t *ptep;
 
-	low = max(t->low, addr - (min(before, (addr - t->low) >> PAGE_SHIFT) << PAGE_SHIFT));
+	low = addr - (min(before, (addr - t->low) >> PAGE_SHIFT) << PAGE_SHIFT);
 	end = addr + (min(after, (t->end - addr) >> PAGE_SHIFT) << PAGE_SHIFT);
 	*piece = (struct hmm_piece) { .start = addr, .end = addr, .out = out };
-	while (piece->end < end &&
-	       hmm_out_pte(w, piece->end, ptep_get(hmm_table_entry(t, piece->end))) ==
-	       out + ((piece->end - addr) >> PAGE_SHIFT))
+	hmm_learn_kind(w, kind, pte, out);
+	for (ptep = hmm_table_entry(t, addr);
+	     piece->end < end && hmm_is_next(w, kind, piece->end, ptep_get(ptep), out);
+	     ptep++, out++)
 		piece->end += PAGE_SIZE;
-	while (piece->start > low &&
-	       hmm_out_pte(w, piece->start - PAGE_SIZE,
-			   ptep_get(hmm_table_entry(t, piece->start - PAGE_SIZE))) ==
-	       piece->out - 1) {
+	for (ptep = hmm_table_entry(t, addr) - 1;
+	     piece->start > low && hmm_is_next(w, kind, piece->start - PAGE_SIZE,
+					       ptep_get(ptep), piece->out - 1);
+	     ptep--, piece->out--)
 		piece->start -= PAGE_SIZE;
-		piece->out--;
-	}
 }
 
 /*
@@ -1010,7 +1154,8 @@ static bool hmm_may_have_large_folios(struct vm_area_struct *vma)
  * an order. It may go on from there. Returns false if there is none.
  */
 static bool hmm_find_piece(const struct hmm_walk *w, const struct hmm_table *t,
-			   unsigned long addr, unsigned long end, struct hmm_piece *piece)
+			   struct hmm_kind *kind, unsigned long addr, unsigned long end,
+			   struct hmm_piece *piece)
 {
 	if (t->end - t->low < HMM_JOIN_SIZE || !hmm_may_have_large_folios(w->vma))
 		return false;
@@ -1021,12 +1166,12 @@ static bool hmm_find_piece(const struct hmm_walk *w, const struct hmm_table *t,
 		addr += HMM_JOIN_SIZE;
 	}
 	for (; addr < end; addr += HMM_JOIN_SIZE) {
-		addr = hmm_skip_small(t, addr, end);
+		addr = hmm_skip_small(*kind, t, addr, end);
 		if (addr == end)
 			break;
 		if (!hmm_is_large(w, addr, hmm_table_entry(t, addr)))
 			continue;
-		hmm_measure_piece(w, t, addr, piece);
+		hmm_measure_piece(w, t, kind, addr, piece);
 		if (piece->end - addr >= HMM_JOIN_SIZE)
 			return true;
 	}
@@ -1087,7 +1232,7 @@ static int hmm_read_table(struct hmm_walk *w, const struct hmm_table *t)
 
 	do {
 		end = hmm_addr_end(w->cursor, look, t->end);
-		found = hmm_find_piece(w, t, w->cursor, end, &piece);
+		found = hmm_find_piece(w, t, &kind, w->cursor, end, &piece);
 		ret = hmm_read_ptes(w, t, &kind, w->cursor,
 				    found ? max(piece.start, w->cursor) : end);
 		if (!ret && found)
@@ -1098,18 +1243,29 @@ static int hmm_read_table(struct hmm_walk *w, const struct hmm_table *t)
 }
 
 /*
- * Is the output of the page at @addr, which is all there is to fill, in its element
- * already, and enough? So it often is in a list that a driver keeps, and what need not
- * be stored needs no lock: the output of a normal page comes from its entry alone.
- * Should that change, it is for the notifier to tell.
+ * Is @out, the output of the page at @addr, in its element already, and enough? So it
+ * often is in a list that a driver keeps, and what need not be stored needs no lock if
+ * @out comes from the entry alone. Should that change, it is for the notifier to tell.
  */
-static bool hmm_is_stored(struct hmm_walk *w, pmd_t *pmdp, unsigned long addr)
+static bool hmm_is_stored(struct hmm_walk *w, unsigned long addr, unsigned long out)
 {
 	unsigned long element = READ_ONCE(*hmm_element(w->range, addr));
-	pte_t *ptep = pte_offset_map(pmdp, addr);
-	unsigned long out;
-	pte_t pte;
 
+	if ((element ^ out) & ~HMM_STICKY || hmm_need(hmm_request(w, addr), out))
+		return false;
+	w->cursor = addr + PAGE_SIZE;
+	return true;
+}
+
+/* Is that so for a normal page? */
+static bool hmm_is_page_stored(struct hmm_walk *w, pmd_t *pmdp, unsigned long addr)
+{
+	pte_t pte, *ptep;
+
+	/* An element without a pfn is a request, and mostly alone in that. */
+	if (!(READ_ONCE(*hmm_element(w->range, addr)) & ~HMM_PFN_FLAGS))
+		return false;
+	ptep = pte_offset_map(pmdp, addr);
 	if (!ptep)
 		return false;
 	pte = ptep_get_lockless(ptep);
@@ -1117,11 +1273,25 @@ static bool hmm_is_stored(struct hmm_walk *w, pmd_t *pmdp, unsigned long addr)
 
 	if (!hmm_pte_is_plain(w->vma, pte))
 		return false;
-	out = hmm_out_valid(pte_pfn(pte), hmm_is_writable(w, pte_write(pte)), 0);
-	if ((element ^ out) & ~HMM_STICKY || hmm_need(hmm_request(w, addr), out))
-		return false;
-	w->cursor = addr + PAGE_SIZE;
-	return true;
+	return hmm_is_stored(w, addr, hmm_out_valid(pte_pfn(pte),
+						    hmm_is_writable(w, pte_write(pte)), 0));
+}
+
+static int hmm_walk_page(struct hmm_walk *w, pmd_t *pmdp, unsigned long addr)
+{
+	pte_t pte, *ptep;
+	spinlock_t *ptl;
+	int ret;
+
+	if (hmm_is_page_stored(w, pmdp, addr))
+		return 0;
+	ptep = pte_offset_map_lock(w->mm, pmdp, addr, &ptl);
+	if (!ptep)
+		return HMM_WALK_AGAIN;
+	pte = ptep_get(ptep);
+	ret = hmm_resolve_page(w, addr, hmm_out_pte(w, addr, pte), pte_none(pte));
+	pte_unmap_unlock(ptep, ptl);
+	return ret;
 }
 
 static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
@@ -1134,8 +1304,6 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	spinlock_t *ptl;
 	int ret;
 
-	if (end - w->start == PAGE_SIZE && hmm_is_stored(w, pmdp, start))
-		return 0;
 	t.ptep = pte_offset_map_lock(w->mm, pmdp, t.low, &ptl);
 	if (!t.ptep)
 		return HMM_WALK_AGAIN;
@@ -1149,7 +1317,7 @@ static int hmm_walk_ptes(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
  * no such table. Returns false if that has another reason than that nothing is
  * mapped. Nothing frees such a table while its VMA stays, see walk_pmd_range().
  */
-static bool hmm_find_pmd(struct mm_struct *mm, unsigned long addr, pmd_t **pmdpp)
+static __always_inline bool hmm_find_pmd(struct mm_struct *mm, unsigned long addr, pmd_t **pmdpp)
 {
 	pgd_t *pgdp = pgd_offset(mm, addr);
 	p4d_t *p4dp, p4d;
@@ -1220,6 +1388,24 @@ static int hmm_pause(const struct hmm_walk *w)
 }
 
 /*
+ * Are [@start, @end) holes in the elements, too, and is that enough? So it is in an
+ * array that was cleared, and what need not be stored needs no lock.
+ */
+static bool hmm_are_holes(const struct hmm_walk *w, unsigned long start, unsigned long end)
+{
+	unsigned long npages = (end - start) >> PAGE_SHIFT, any = 0;
+	unsigned long *element = hmm_element(w->range, start);
+
+	if (!hmm_meets_all(w->range, 0))
+		return false;
+	for (; npages >= HMM_BLOCK && !any; npages -= HMM_BLOCK, element += HMM_BLOCK)
+		any = hmm_any(element) & ~HMM_STICKY;
+	for (; npages && !any; npages--, element++)
+		any = READ_ONCE(*element) & ~HMM_STICKY;
+	return !any;
+}
+
+/*
  * Nothing maps [@start, @end), which one page table could, or did not a moment ago:
  * @pmdp is where there is no such table, or NULL where there is no place for one.
  * Who makes the first entry takes the lock that is taken here.
@@ -1230,6 +1416,10 @@ static int hmm_walk_empty(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	spinlock_t *ptl = pmdp ? pmd_lockptr(w->mm, pmdp) : &w->mm->page_table_lock;
 	int ret = HMM_WALK_AGAIN;
 
+	if (hmm_are_holes(w, start, end)) {
+		w->cursor = end;
+		return 0;
+	}
 	spin_lock(ptl);
 	if (pmdp ? pmd_none(pmdp_get(pmdp)) : hmm_has_no_table(w, start))
 		ret = hmm_resolve_pages(w, start, end, 0);
@@ -1293,11 +1483,13 @@ static int hmm_walk_pmd(struct hmm_walk *w, pmd_t *pmdp, unsigned long start,
 	/* Mapping the PTEs would clear a bad entry, which is not ours to do. */
 	if (pmd_bad(pmd))
 		return hmm_walk_error(w, start, end);
+	if (hmm_is_one_page(w, end))
+		return hmm_walk_page(w, pmdp, start);
 	return hmm_walk_ptes(w, pmdp, start, end);
 }
 
 /**
- * struct hmm_giant - an entry that may map more than a page table does
+ * struct hmm_giant - an entry that maps more than a page table does
  * @entry: pointer to it
  * @order: of what it maps
  * @lock: takes and returns the lock that keeps it as it is, or returns NULL if it is
@@ -1331,7 +1523,7 @@ static int hmm_walk_giant(struct hmm_walk *w, const struct hmm_giant *giant,
 		next = hmm_addr_end(addr, PMD_SIZE, end);
 		ptl = giant->lock(w, giant);
 		if (!ptl)
-			return addr == first ? HMM_WALK_AGAIN : HMM_WALK_STALE;
+			return HMM_WALK_AGAIN;
 		out = giant->out(w, giant, base);
 		if (addr == first || out == w->giant_out)
 			ret = hmm_resolve_part(w, base, addr, clamp(start, addr, next),
@@ -1445,7 +1637,8 @@ static unsigned long hmm_out_giant_hugetlb(const struct hmm_walk *w,
 	return hmm_out_hugetlb(w, huge_ptep_get(w->mm, base, giant->entry), giant->order);
 }
 
-static int hmm_walk_hugetlb_entry(struct hmm_walk *w, pte_t *ptep, struct hstate *h,
+/* Walk an entry that maps more than a page table does. */
+static int hmm_walk_hugetlb_giant(struct hmm_walk *w, pte_t *ptep, struct hstate *h,
 				  unsigned long start, unsigned long end)
 {
 	const struct hmm_giant giant = {
@@ -1456,6 +1649,25 @@ static int hmm_walk_hugetlb_entry(struct hmm_walk *w, pte_t *ptep, struct hstate
 	};
 
 	return hmm_walk_giant(w, &giant, start, end);
+}
+
+static int hmm_walk_hugetlb_entry(struct hmm_walk *w, pte_t *ptep, struct hstate *h,
+				  unsigned long start, unsigned long end)
+{
+	unsigned int order = huge_page_order(h);
+	unsigned long out;
+	spinlock_t *ptl;
+	int ret;
+
+	if (huge_page_size(h) > PMD_SIZE)
+		return hmm_walk_hugetlb_giant(w, ptep, h, start, end);
+
+	ptl = huge_pte_lock(h, w->mm, ptep);
+	out = hmm_out_hugetlb(w, huge_ptep_get(w->mm, start & huge_page_mask(h), ptep),
+			      order);
+	ret = hmm_resolve_leaf(w, start, end, order, out);
+	spin_unlock(ptl);
+	return ret;
 }
 
 /* The page walker holds the hugetlb VMA lock and releases it. */
@@ -1712,10 +1924,11 @@ static int hmm_fault_unlocked(struct hmm_walk *w, vm_fault_t fault)
 static bool hmm_sequence_moved(struct hmm_walk *w)
 {
 	unsigned long seq = READ_ONCE(w->range->notifier->invalidate_seq);
-	bool moved = seq != w->seq;
 
+	if (likely(seq == w->seq))
+		return false;
 	w->seq = seq;
-	return moved;
+	return true;
 }
 
 /* Have invalidations kept the step from being filled for as long as they may? */
@@ -1730,11 +1943,13 @@ static bool hmm_timed_out(const struct hmm_walk *w)
  */
 static bool hmm_is_stuck(struct hmm_walk *w)
 {
+	if (!w->timeout)
+		return false;
 	if (w->last != w->addr) {
 		w->last = w->addr;
 		w->since = jiffies;
 	}
-	return w->timeout && (jiffies - w->since) / HMM_TIMEOUTS >= w->timeout;
+	return (jiffies - w->since) / HMM_TIMEOUTS >= w->timeout;
 }
 
 /*
@@ -1902,8 +2117,9 @@ int hmm_range_fault(struct hmm_range *range)
 	if (ret)
 		return ret;
 
-	hmm_walk_init(&w, range, 0);
-	w.lock = HMM_MMAP_LOCKED;
+	hmm_walk_init(&w, range, 0, 0, HMM_MMAP_LOCKED);
+	hmm_walk_begin(&w);
+	w.end = w.start;
 	mmap_assert_locked(w.mm);
 
 	if (mmu_interval_check_retry(range->notifier, range->notifier_seq))
@@ -1921,7 +2137,7 @@ static int hmm_make_room(struct hmm_walk *w, u16 *few)
 {
 	unsigned long npages = hmm_index(w->range, w->range->end);
 
-	if (!hmm_has_page_requests(w->range))
+	if (w->alike)
 		return 0;
 	w->requests = few;
 	w->saved_end = w->start;
@@ -1938,14 +2154,8 @@ static int hmm_fill_unlocked(struct hmm_walk *w)
 	struct hmm_range *range = w->range;
 	int ret;
 
-	w->cursor = w->start;
-	w->need_mmap_lock = false;
-	w->faulted = false;
-	w->disturbed = false;
-	w->faulting = 0;
-	w->giant_end = HMM_NO_ADDR;
 	range->notifier_seq = mmu_interval_read_begin(range->notifier);
-	w->seq = range->notifier_seq;
+	hmm_walk_begin(w);
 	ret = hmm_fill(w);
 	hmm_unlock(w);
 	return ret;
@@ -1983,7 +2193,7 @@ static bool hmm_try(struct hmm_walk *w, const struct hmm_commit_ops *ops, int *r
  * took counts if it was others who invalidated the range. If it was the faults, the
  * next walk does not need them. That cannot go on, either, if it does not help.
  */
-static bool hmm_may_retry(struct hmm_walk *w)
+static noinline bool hmm_may_retry(struct hmm_walk *w)
 {
 	if (!w->timeout)
 		return true;
@@ -1998,7 +2208,7 @@ static bool hmm_may_retry(struct hmm_walk *w)
  * A step is too long for how often it is invalidated if that happens although it
  * had nothing to wait for, or twice. Faults take time but once.
  */
-static void hmm_shorten(struct hmm_walk *w)
+static noinline void hmm_shorten(struct hmm_walk *w)
 {
 	if (!w->step || (w->faulted && w->stale_walks < 2))
 		return;
@@ -2049,9 +2259,7 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 	if (ret)
 		return ret;
 
-	hmm_walk_init(&w, range, ops ? HMM_STEP_PAGES : 0);
-	w.may_unlock = true;
-	w.timeout = timeout;
+	hmm_walk_init(&w, range, ops ? HMM_STEP_PAGES : 0, timeout, HMM_UNLOCKED);
 	if (!mmget_not_zero(w.mm))
 		return -EFAULT;
 	ret = hmm_make_room(&w, few);
@@ -2059,12 +2267,13 @@ static int hmm_fill_steps(struct hmm_range *range, unsigned long timeout,
 		goto put_mm;
 
 	do {
-		hmm_save_requests(&w);
+		if (!w.alike)
+			hmm_save_requests(&w);
 		ret = hmm_fill_retry(&w, ops);
 	} while (!ret && hmm_next_step(&w));
 
 	/* Mostly there is none, and kvfree() takes its time to find that out. */
-	if (w.requests && w.requests != few)
+	if (!w.alike && w.requests != few)
 		kvfree(w.requests);
 put_mm:
 	/*
