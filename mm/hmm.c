@@ -643,7 +643,7 @@ static int hmm_resolve_part(struct hmm_walk *w, unsigned long base, unsigned lon
 	return 0;
 }
 
-/* Is the page before @end all there is to fill? */
+/* Is the page before @end all there is to fill, of its page table at least? */
 static bool hmm_is_one_page(const struct hmm_walk *w, unsigned long end)
 {
 	return end - w->start == PAGE_SIZE;
@@ -1246,11 +1246,16 @@ static int hmm_read_table(struct hmm_walk *w, const struct hmm_table *t)
  * Is @out, the output of the page at @addr, in its element already, and enough? So it
  * often is in a list that a driver keeps, and what need not be stored needs no lock if
  * @out comes from the entry alone. Should that change, it is for the notifier to tell.
+ * The entry has been read: another walk that read it before it became what it is has
+ * stored by then, for both happens under the lock that the change took.
  */
 static bool hmm_is_stored(struct hmm_walk *w, unsigned long addr, unsigned long out)
 {
-	unsigned long element = READ_ONCE(*hmm_element(w->range, addr));
+	unsigned long element;
 
+	/* Pairs with the release of that lock. */
+	smp_rmb();
+	element = READ_ONCE(*hmm_element(w->range, addr));
 	if ((element ^ out) & ~HMM_STICKY || hmm_need(hmm_request(w, addr), out))
 		return false;
 	w->cursor = addr + PAGE_SIZE;
