@@ -1675,20 +1675,10 @@ static int hmm_walk_hugetlb_entry(struct hmm_walk *w, pte_t *ptep, struct hstate
 	return ret;
 }
 
-/* The page walker holds the hugetlb VMA lock and releases it. */
-static int hmm_hugetlb_entry(pte_t *ptep, __always_unused unsigned long hmask,
-			     unsigned long start, unsigned long end,
-			     struct mm_walk *walk)
-{
-	return hmm_walk_hugetlb_entry(walk->private, ptep, hstate_vma(walk->vma),
-				      start, end) ?: hmm_pause(walk->private);
-}
-
 /* Walk a hugetlb page, or the part of it that is in the range. */
-static int hmm_walk_hugetlb(struct hmm_walk *w, unsigned long end)
+static int hmm_walk_hugetlb_page(struct hmm_walk *w, struct hstate *h)
 {
-	struct hstate *h = hstate_vma(w->vma);
-	unsigned long size = huge_page_size(h);
+	unsigned long size = huge_page_size(h), end = hmm_addr_end(w->cursor, size, w->end);
 	pte_t *ptep;
 	int ret;
 
@@ -1699,20 +1689,34 @@ static int hmm_walk_hugetlb(struct hmm_walk *w, unsigned long end)
 	hugetlb_vma_unlock_read(w->vma);
 	return ret;
 }
+
+/*
+ * The lock that keeps page tables from being shared, or no longer, is one of the whole
+ * VMA, and others change files under it. The page walker would keep it until the end.
+ */
+static int hmm_walk_hugetlb(struct hmm_walk *w)
+{
+	struct hstate *h = hstate_vma(w->vma);
+	int ret;
+
+	do {
+		ret = hmm_walk_hugetlb_page(w, h);
+		if (!ret && w->cursor < w->end)
+			ret = hmm_pause(w);
+	} while (!ret && w->cursor < w->end);
+	return ret;
+}
 #else
-static int hmm_walk_hugetlb(struct hmm_walk *w, unsigned long end)
+static int hmm_walk_hugetlb(struct hmm_walk *w)
 {
 	return -EFAULT;
 }
-
-#define hmm_hugetlb_entry	NULL
 #endif
 
 #define HMM_WALK_OPS(by_lock) {			\
 	.pte_hole	= hmm_pte_hole,		\
 	.pud_entry	= hmm_pud_entry,	\
 	.pmd_entry	= hmm_pmd_entry,	\
-	.hugetlb_entry	= hmm_hugetlb_entry,	\
 	.walk_lock	= by_lock,		\
 }
 
@@ -1755,17 +1759,12 @@ static bool hmm_walk_table(struct hmm_walk *w, unsigned long end, int *ret)
  */
 static bool hmm_walk_short(struct hmm_walk *w, int *ret)
 {
-	bool hugetlb = is_vm_hugetlb_page(w->vma);
-	unsigned long size = hugetlb ? huge_page_size(hstate_vma(w->vma)) : PMD_SIZE;
-	unsigned long end = hmm_addr_end(w->cursor, size, w->end);
+	unsigned long end = hmm_addr_end(w->cursor, PMD_SIZE, w->end);
 
 	if (end != w->end && !w->look_again)
 		return false;
 	w->look_again = false;
-	if (!hugetlb)
-		return hmm_walk_table(w, end, ret);
-	*ret = hmm_walk_hugetlb(w, end);
-	return true;
+	return hmm_walk_table(w, end, ret);
 }
 
 /*
@@ -1778,6 +1777,8 @@ static int hmm_walk(struct hmm_walk *w)
 
 	if (!w->vma || hmm_vma_refused(w->vma))
 		return hmm_walk_error(w, w->cursor, w->end);
+	if (is_vm_hugetlb_page(w->vma))
+		return hmm_walk_hugetlb(w);
 	if (hmm_walk_short(w, &ret))
 		return ret;
 	return walk_page_range_vma(w->vma, w->cursor, w->end,
