@@ -116,6 +116,12 @@ enum hmm_walk_end {
 /* After so many timeouts a call ends even if only its own faults were in the way. */
 #define HMM_TIMEOUTS	10
 
+/*
+ * How many waits for something slow do not count for that, with each page: for a lock,
+ * and for what its fault has to bring, with one kind of lock and with the other.
+ */
+#define HMM_WAITS	4
+
 /* How long a writer gets to wake up, in microseconds. */
 #define HMM_GIVE_WAY_US	50
 
@@ -150,8 +156,10 @@ enum hmm_lock {
  * @need: what that page's request lacks
  * @run: which pages from @addr on lack the same, as a bitmap
  * @tried: the page whose fault last dropped the lock
- * @last: the page that was last faulted
- * @since: since when it is that one, in jiffies
+ * @farthest: the last of the pages that were faulted
+ * @since: since when it is that one, or since when it has not been waited for, in
+ *	jiffies
+ * @waits: how often it was waited for
  * @seq: the notifier's sequence when the walk last looked at it
  * @timeout: for how long invalidations may keep a step from being filled, in
  *	jiffies, or 0 for as long as it takes
@@ -191,13 +199,14 @@ struct hmm_walk {
 	unsigned long		need;
 	unsigned long		run;
 	unsigned long		tried;
-	unsigned long		last;
+	unsigned long		farthest;
 	unsigned long		since;
 	unsigned long		seq;
 	unsigned long		timeout;
 	unsigned long		began;
 	unsigned long		untimed;
 	unsigned long		faulting;
+	unsigned int		waits;
 	unsigned int		stale_walks;
 	unsigned long		giant_end;
 	unsigned long		giant_out;
@@ -232,8 +241,8 @@ static bool hmm_has_page_requests(const struct hmm_range *range)
 /*
  * The state before anything is filled, of a @range that hmm_check() has let pass. A
  * call for one page is so short that it matters to set nothing that will be set before
- * it is read: by hmm_walk_begin(), hmm_find_vma() or hmm_stop(), with @tried or @last,
- * or by hmm_fill_retry().
+ * it is read: by hmm_walk_begin(), hmm_find_vma() or hmm_stop(), with @tried or
+ * @farthest, or by hmm_fill_retry().
  */
 static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range,
 					  unsigned long step, unsigned long timeout,
@@ -247,7 +256,7 @@ static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *
 	w->request = range->default_flags;
 	w->lock = lock;
 	w->tried = HMM_NO_ADDR;
-	w->last = HMM_NO_ADDR;
+	w->farthest = HMM_NO_ADDR;
 	w->timeout = timeout;
 	w->may_unlock = lock == HMM_UNLOCKED;
 	w->alike = true;
@@ -1815,6 +1824,20 @@ static bool hmm_lock_vma(struct hmm_walk *w)
 	return true;
 }
 
+/*
+ * Something that has taken a whole timeout, since @began, was a wait, and it is over.
+ * However long it was, the call goes on, unless it comes to that over and over.
+ */
+static void hmm_waited(struct hmm_walk *w, unsigned long began)
+{
+	if (!w->timeout || jiffies - began < w->timeout)
+		return;
+	if (w->farthest == HMM_NO_ADDR || w->waits == HMM_WAITS)
+		return;
+	w->waits++;
+	w->since = jiffies;
+}
+
 static int hmm_lock_mmap(struct hmm_walk *w)
 {
 	unsigned long began = jiffies;
@@ -1822,6 +1845,7 @@ static int hmm_lock_mmap(struct hmm_walk *w)
 	if (mmap_read_lock_killable(w->mm))
 		return -EINTR;
 	w->untimed += jiffies - began;
+	hmm_waited(w, began);
 	w->lock = HMM_MMAP_LOCKED;
 	return 0;
 }
@@ -1909,17 +1933,11 @@ static unsigned int hmm_fault_flags(const struct hmm_walk *w)
 /* The fault handler has dropped the lock. */
 static int hmm_fault_unlocked(struct hmm_walk *w, vm_fault_t fault)
 {
-	bool waited;
-
 	if (WARN_ON_ONCE(!w->may_unlock))
 		return -EFAULT;
 
 	/* A handler that only wants the mmap lock has not tried anything yet. */
-	waited = w->lock == HMM_MMAP_LOCKED || fault & VM_FAULT_MAJOR;
-	/* What was waited for is there now, and the next fault can map it. */
-	if (waited && !(w->tried == w->addr && w->waited))
-		w->since = jiffies;
-	w->waited = waited;
+	w->waited = w->lock == HMM_MMAP_LOCKED || fault & VM_FAULT_MAJOR;
 	w->need_mmap_lock = w->lock == HMM_MMAP_LOCKED;
 	w->tried = w->addr;
 	w->lock = HMM_UNLOCKED;
@@ -1944,16 +1962,18 @@ static bool hmm_timed_out(const struct hmm_walk *w)
 }
 
 /*
- * Does the page at w->addr stay as it is, however often and for however long it is
- * faulted? No signal ends what a kernel thread waits for.
+ * Have faults got no farther for too long, whatever the reason is? A page may stay as it
+ * is however often it is faulted, or others may take pages away, and keep the call
+ * waiting for locks. No signal ends what a kernel thread waits for.
  */
 static bool hmm_is_stuck(struct hmm_walk *w)
 {
 	if (!w->timeout)
 		return false;
-	if (w->last != w->addr) {
-		w->last = w->addr;
+	if (w->farthest == HMM_NO_ADDR || w->addr > w->farthest) {
+		w->farthest = w->addr;
 		w->since = jiffies;
+		w->waits = 0;
 	}
 	return (jiffies - w->since) / HMM_TIMEOUTS >= w->timeout;
 }
@@ -1974,6 +1994,7 @@ static bool hmm_is_pointless(const struct hmm_walk *w)
  */
 static int hmm_fault(struct hmm_walk *w)
 {
+	unsigned long began = jiffies;
 	vm_fault_t fault;
 
 	/* Once more, but with the lock with which every handler can work. */
@@ -1986,6 +2007,7 @@ static int hmm_fault(struct hmm_walk *w)
 	fault = handle_mm_fault(w->vma, w->addr, hmm_fault_flags(w), NULL);
 	if (hmm_sequence_moved(w) && w->fills_hole)
 		w->disturbed = true;
+	hmm_waited(w, began);
 	w->faulted = true;
 	w->look_again = true;
 
@@ -2150,7 +2172,7 @@ static int hmm_make_room(struct hmm_walk *w, u16 *few)
 	if (w->step || npages <= HMM_STEP_PAGES)
 		return 0;
 	w->requests = kvmalloc_array(DIV_ROUND_UP(npages, HMM_BLOCK), sizeof(*few),
-				     GFP_KERNEL | __GFP_NOWARN);
+				     GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 	return w->requests ? 0 : -ENOMEM;
 }
 
@@ -2310,15 +2332,18 @@ put_mm:
  * for as long as the lock is held. If it returns true, call again, with the
  * requests filled in again.
  *
- * Context: Process context, may sleep. The caller holds neither the mmap lock
- *	of the notifier's mm nor the lock that its invalidate callback takes.
+ * Context: Process context, may sleep, without bound if a fault does: one that
+ *	userfaultfd handles waits for its monitor, and only a fatal signal ends that,
+ *	which kernel threads do not get. The caller holds neither the mmap lock of the
+ *	notifier's mm nor the lock that its invalidate callback takes.
  * Return: As hmm_range_fault(), with these differences:
  * * -EFAULT - also when the process is gone or was reaped by the OOM killer
  * * -ENOMEM - also when there is no memory to keep the requests of a range of
  *   more than 512 pages in, whose elements have a say in them
  * * -EBUSY - the range was invalidated for longer than @timeout, or for ten times
- *   as long nothing got on: neither a walk without an invalidation, nor a page that
- *   is faulted
+ *   as long it got no farther: no walk without an invalidation, and no fault of a page
+ *   behind the last that was faulted. Waits that took a whole @timeout each do not
+ *   count, up to four a page
  * * -EINTR - the calling task has a fatal signal pending
  */
 int hmm_range_fault_unlocked_timeout(struct hmm_range *range,

@@ -11,6 +11,7 @@
 #include <linux/delay.h>
 #include <linux/hmm.h>
 #include <linux/jiffies.h>
+#include <linux/kthread.h>
 #include <linux/leafops.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
@@ -346,23 +347,129 @@ static vm_fault_t hmm_handle_slow_read(struct hmm_fixture *t, struct vm_fault *v
 	if (t->faults[page] > 1)
 		return hmm_handler_map(vmf);
 	schedule_timeout_uninterruptible(*wait);
-	mmap_read_unlock(vmf->vma->vm_mm);
+	release_fault_lock(vmf);
 	return VM_FAULT_RETRY;
 }
 
 /* However long that took, the fault that maps the page is not refused. */
-static void hmm_test_slow_read(struct kunit *test)
+static void hmm_expect_waits(struct hmm_fixture *t)
 {
 	unsigned long timeout = HMM_TIMEOUT, wait = 12 * timeout;
-	struct hmm_fixture *t = test->priv;
 
 	hmm_map_handler(t);
 	t->handle = hmm_handle_slow_read;
 	t->private = &wait;
 	hmm_ask(t, 0, 1);
 	t->range.default_flags = HMM_READ;
+	KUNIT_EXPECT_EQ(t->test, hmm_call_for(t, timeout), 0);
+	KUNIT_EXPECT_EQ(t->test, t->faults[0], 2);
+}
+
+static void hmm_test_slow_read(struct kunit *test)
+{
+	hmm_expect_waits(test->priv);
+}
+
+/* As userfaultfd waits, and whoever needs a folio that somebody else reads. */
+static void hmm_test_slow_read_by_vma(struct kunit *test)
+{
+	struct hmm_fixture *t = test->priv;
+
+	t->by_vma = true;
+	hmm_expect_waits(t);
+}
+
+static void hmm_hold_mmap_lock(struct work_struct *work)
+{
+	struct hmm_fixture *t = container_of(work, struct hmm_fixture, other);
+
+	mmap_write_lock(t->mm);
+	complete(&t->over);
+	schedule_timeout_uninterruptible(t->slow);
+	mmap_write_unlock(t->mm);
+}
+
+/* Drop the lock, and see that it takes a while to get it back. */
+static vm_fault_t hmm_handle_kept_waiting(struct hmm_fixture *t, struct vm_fault *vmf,
+					  unsigned long page)
+{
+	release_fault_lock(vmf);
+	schedule_work(&t->other);
+	wait_for_completion(&t->over);
+	return VM_FAULT_RETRY;
+}
+
+static vm_fault_t hmm_handle_waits_once(struct hmm_fixture *t, struct vm_fault *vmf,
+					unsigned long page)
+{
+	return t->faults[page] > 1 ? hmm_handler_map(vmf) :
+				     hmm_handle_kept_waiting(t, vmf, page);
+}
+
+/* However long the mmap lock could not be had, the fault that needs it is not refused. */
+static void hmm_test_slow_mmap_lock(struct kunit *test)
+{
+	unsigned long timeout = HMM_TIMEOUT, began = jiffies;
+	struct hmm_fixture *t = test->priv;
+
+	hmm_map_handler(t);
+	t->handle = hmm_handle_waits_once;
+	t->slow = 12 * timeout;
+	INIT_WORK(&t->other, hmm_hold_mmap_lock);
+	hmm_ask(t, 0, 1);
+	t->range.default_flags = HMM_READ;
 	KUNIT_EXPECT_EQ(test, hmm_call_for(t, timeout), 0);
+	KUNIT_EXPECT_GE(test, jiffies - began, t->slow);
 	KUNIT_EXPECT_EQ(test, t->faults[0], 2);
+	flush_work(&t->other);
+}
+
+/*
+ * Another thread keeps everybody waiting, and takes away what they got, over and over:
+ * pages that are not there yet take their place.
+ */
+static void hmm_keep_from(struct work_struct *work)
+{
+	struct hmm_fixture *t = container_of(work, struct hmm_fixture, other);
+	unsigned long at = t->start;
+
+	kthread_use_mm(t->mm);
+	while (at == t->start && hmm_goes_on(t) && !try_wait_for_completion(&t->over)) {
+		mmap_write_lock(t->mm);
+		vma_start_write(vma_lookup(t->mm, t->start));
+		schedule_timeout_uninterruptible(t->slow);
+		mmap_write_unlock(t->mm);
+		at = vm_mmap(NULL, t->start, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0);
+	}
+	kthread_unuse_mm(t->mm);
+}
+
+/*
+ * The wait for the mmap lock is of no account, unless nothing comes of it for too long.
+ * A long timeout makes little of the jiffies that are lost in rounding.
+ */
+static void hmm_test_kept_from(struct kunit *test)
+{
+	unsigned long timeout = 3 * HMM_TIMEOUT, began = jiffies;
+	unsigned long until = began + 20 * timeout;
+	struct hmm_fixture *t = test->priv;
+	int ret;
+
+	hmm_map_small_pages(t);
+	t->slow = timeout - 2;
+	t->private = &until;
+	INIT_WORK(&t->other, hmm_keep_from);
+	schedule_work(&t->other);
+	schedule_timeout_uninterruptible(2);
+	hmm_ask(t, 0, 2);
+	t->range.default_flags = HMM_READ;
+	ret = hmm_call_timeout(&t->range, timeout);
+	KUNIT_EXPECT_LE(test, jiffies - began, 15 * timeout);
+	/* With several processors, the call may be quicker than the other thread. */
+	KUNIT_EXPECT_TRUE(test, !ret || ret == -EBUSY);
+	complete(&t->over);
+	flush_work(&t->other);
 }
 
 /**
@@ -610,6 +717,9 @@ static struct kunit_case hmm_time_cases[] = {
 	HMM_CASE(killed_in_vain),
 	HMM_UNLOCKED_CASE(never_comes),
 	HMM_UNLOCKED_CASE(slow_read),
+	HMM_UNLOCKED_CASE(slow_read_by_vma),
+	HMM_UNLOCKED_CASE(slow_mmap_lock),
+	KUNIT_CASE_SLOW(hmm_test_kept_from),
 	HMM_CASE(killed_migrating),
 	HMM_CASE(killed_copying),
 	HMM_UNLOCKED_CASE(wait_for_mmap_lock),
