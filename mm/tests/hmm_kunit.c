@@ -420,6 +420,7 @@ static void hmm_test_fault_errors(struct kunit *test)
 		{ VM_FAULT_SIGBUS, -EFAULT },
 		{ VM_FAULT_SIGSEGV, -EFAULT },
 		{ VM_FAULT_HWPOISON, -EFAULT },
+		{ VM_FAULT_HWPOISON_LARGE, -EFAULT },
 		{ VM_FAULT_OOM, -ENOMEM },
 		/* An error that has no errno of its own. */
 		{ VM_FAULT_FALLBACK, -EFAULT },

@@ -14,9 +14,11 @@
 #include <linux/hmm.h>
 #include <linux/kthread.h>
 #include <linux/mman.h>
+#include <linux/mmu_notifier.h>
 #include <linux/module.h>
 #include <linux/mount.h>
 #include <linux/uaccess.h>
+#include <linux/workqueue.h>
 
 #include "hmm_oracle.h"
 #include "hmm_world.h"
@@ -627,6 +629,160 @@ static void hmm_test_pud_race(struct kunit *test)
 	hmm_run_race(&race);
 	hmm_world_change_vma(w, VM_READ | VM_WRITE);
 }
+
+#define HMM_PUD_PAGES	((unsigned long)PTRS_PER_PMD * PTRS_PER_PTE)
+
+/**
+ * struct hmm_pud_change - an entry that becomes another while a walk stores its pages
+ * @work: changes it
+ * @w: where it is
+ * @pfns: an element for each page
+ * @from: what it is at first
+ * @to: what it is after that
+ * @loses: it loses something, so that the range is invalidated
+ * @ready: @work waits for the walk
+ * @over: the call is over, and there is nothing to wait for any more
+ */
+struct hmm_pud_change {
+	struct work_struct work;
+	struct hmm_world *w;
+	unsigned long *pfns;
+	enum hmm_ref_entry from;
+	enum hmm_ref_entry to;
+	bool loses;
+	struct completion ready;
+	bool over;
+};
+
+/* No output of these entries is an error. */
+#define HMM_NOT_STORED	HMM_PFN_ERROR
+
+static void hmm_change_pud_half_way(struct work_struct *work)
+{
+	struct hmm_pud_change *c = container_of(work, struct hmm_pud_change, work);
+	unsigned long base = c->w->base;
+	struct mmu_notifier_range range;
+
+	complete(&c->ready);
+	while (READ_ONCE(c->pfns[HMM_PUD_PAGES / 2]) == HMM_NOT_STORED && !READ_ONCE(c->over))
+		cond_resched();
+	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, c->w->mm, base, base + PUD_SIZE);
+	if (c->loses)
+		mmu_notifier_invalidate_range_start(&range);
+	hmm_put_pud(c->w, hmm_make_pud(c->to));
+	if (c->loses)
+		mmu_notifier_invalidate_range_end(&range);
+}
+
+/* Where both get on at the same time, if there is more than one processor. */
+static int hmm_other_cpu(void)
+{
+	int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
+
+	return cpu < nr_cpu_ids ? cpu : raw_smp_processor_id();
+}
+
+/* The flags of the pages that @entry maps. */
+static unsigned long hmm_pud_flags(enum hmm_ref_entry entry)
+{
+	unsigned long order = (unsigned long)PUD_ORDER << HMM_PFN_ORDER_SHIFT;
+
+	if (entry == REF_EMPTY)
+		return 0;
+	return HMM_PFN_VALID | order | (entry == REF_WRITABLE ? HMM_PFN_WRITE : 0);
+}
+
+static void hmm_expect_alike(struct hmm_pud_change *c)
+{
+	unsigned long first = c->pfns[0], step = first & HMM_PFN_VALID ? 1 : 0;
+	unsigned long i;
+
+	for (i = 0; i < HMM_PUD_PAGES && c->pfns[i] == first + i * step; i++)
+		;
+	KUNIT_EXPECT_EQ_MSG(c->w->test, i, HMM_PUD_PAGES, "stored %#lx, then %#lx", first,
+			    i < HMM_PUD_PAGES ? c->pfns[i] : 0);
+}
+
+/* Returns whether the change came while the walk was under way. */
+static bool hmm_try_pud_change(struct hmm_pud_change *c, enum hmm_call_kind call)
+{
+	struct hmm_world *w = c->w;
+	unsigned long flags;
+	int ret;
+
+	hmm_put_pud(w, hmm_make_pud(c->from));
+	memset_l(c->pfns, HMM_NOT_STORED, HMM_PUD_PAGES);
+	w->range = (struct hmm_range) {
+		.notifier	= &w->notifier,
+		.start		= w->base,
+		.end		= w->base + PUD_SIZE,
+		.hmm_pfns	= c->pfns,
+	};
+	c->over = false;
+	schedule_work_on(hmm_other_cpu(), &c->work);
+	wait_for_completion(&c->ready);
+	ret = hmm_world_call(w, call);
+	WRITE_ONCE(c->over, true);
+	flush_work(&c->work);
+
+	if (ret == -EBUSY && c->loses && call == HMM_CALL_LOCKED)
+		return true;
+	KUNIT_EXPECT_EQ(w->test, ret, 0);
+	hmm_expect_alike(c);
+	flags = c->pfns[0] & HMM_PFN_FLAGS;
+	if (flags == hmm_pud_flags(c->to))
+		return true;
+	KUNIT_EXPECT_EQ(w->test, flags, hmm_pud_flags(c->from));
+	return false;
+}
+
+/* On a busy machine the change may be late. */
+static void hmm_expect_pud_change(struct hmm_pud_change *c)
+{
+	enum hmm_call_kind call;
+	unsigned int tries;
+
+	for (call = HMM_CALL_LOCKED; call <= HMM_CALL_UNLOCKED; call++) {
+		for (tries = 0; tries < 20 && !hmm_try_pud_change(c, call); tries++)
+			;
+		KUNIT_EXPECT_LT_MSG(c->w->test, tries, 20, "%d to %d, %s", c->from, c->to,
+				    hmm_world_call_names[call]);
+	}
+}
+
+/* All pages of the entry are stored alike, though others may change it in between. */
+static void hmm_test_pud_changes(struct kunit *test)
+{
+	static const struct {
+		enum hmm_ref_entry from, to;
+		bool loses;
+	} rows[] = {
+		{ REF_READ_ONLY, REF_WRITABLE, false },
+		{ REF_EMPTY, REF_READ_ONLY, false },
+		{ REF_WRITABLE, REF_READ_ONLY, true },
+		{ REF_WRITABLE, REF_EMPTY, true },
+	};
+	struct hmm_world *w = test->priv;
+	struct hmm_pud_change c = { .w = w };
+	int i;
+
+	hmm_map_pud(w);
+	c.pfns = kvmalloc_array(HMM_PUD_PAGES, sizeof(*c.pfns), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, c.pfns);
+	hmm_world_change_vma(w, hmm_world_vma_flags(REF_VMA_MIXED));
+	init_completion(&c.ready);
+	INIT_WORK_ONSTACK(&c.work, hmm_change_pud_half_way);
+	for (i = 0; i < ARRAY_SIZE(rows); i++) {
+		c.from = rows[i].from;
+		c.to = rows[i].to;
+		c.loses = rows[i].loses;
+		hmm_expect_pud_change(&c);
+	}
+	destroy_work_on_stack(&c.work);
+	kvfree(c.pfns);
+	hmm_put_pud(w, __pud(0));
+	hmm_world_change_vma(w, VM_READ | VM_WRITE);
+}
 #endif /* CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD */
 
 #ifdef CONFIG_HUGETLBFS
@@ -765,6 +921,7 @@ static struct kunit_case hmm_leaf_cases[] = {
 #ifdef CONFIG_HAVE_ARCH_TRANSPARENT_HUGEPAGE_PUD
 	KUNIT_CASE_PARAM(hmm_test_pud_table, hmm_pud_gen_params),
 	KUNIT_CASE_SLOW(hmm_test_pud_race),
+	KUNIT_CASE_SLOW(hmm_test_pud_changes),
 #endif
 #ifdef CONFIG_HUGETLBFS
 	KUNIT_CASE_PARAM_ATTR(hmm_test_hugetlb_table, hmm_hugetlb_gen_params,
