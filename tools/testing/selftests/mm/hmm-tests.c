@@ -1028,12 +1028,13 @@ static void thp_only(unsigned int order)
 
 #define NUMA_BALANCING	"/proc/sys/kernel/numa_balancing"
 #define KSM_RUN		"/sys/kernel/mm/ksm/run"
+#define KSM_ZERO_PAGES	"/sys/kernel/mm/ksm/use_zero_pages"
 
 static struct setting {
 	const char *path;
 	unsigned long was;
 	bool known;
-} settings[] = { { NUMA_BALANCING }, { KSM_RUN } };
+} settings[] = { { NUMA_BALANCING }, { KSM_RUN }, { KSM_ZERO_PAGES } };
 
 /* Page frames that tests have sacrificed. All processes share the list. */
 #define MAX_BAD_PAGES	8
@@ -5195,6 +5196,21 @@ TEST_F_TIMEOUT(ksm_devmem, ksmd_goes_on, 60)
 	test_cmd_write(map, NPAGES, DEVICE);
 	test_cmd_to_dev(map, NPAGES, DEVICE);
 	ASSERT_TRUE(cpu_sees(map, NPAGES, DEVICE));
+}
+
+/* KSM counts the zero pages that it has placed, and those alone. */
+TEST_F_TIMEOUT(ksm_devmem, zero_pages_counted, 60)
+{
+	char *map = test_mmap(&anon, NPAGES);
+
+	memset(map, 0, NPAGES * psize());
+	ASSERT_EQ(0, ksm_use_zero_pages());
+	test_madvise(map, NPAGES, MADV_MERGEABLE);
+	ASSERT_EQ(0, ksm_start());
+	ASSERT_EQ((long)NPAGES, ksm_get_self_zero_pages());
+	test_cmd_to_dev(map, NPAGES, NOBODY);
+	ASSERT_EQ(0, ksm_get_self_zero_pages());
+	ASSERT_TRUE(cpu_sees(map, NPAGES, NOBODY));
 }
 
 /*
