@@ -44,7 +44,7 @@ def patience(seconds):
     return 10 + int(4 * seconds)
 
 
-FILES = "mm/hmm.c", "mm/hmm_dma.c", "include/linux/hmm.h"
+FILES = "mm/hmm.c", "mm/hmm_internal.h", "mm/hmm_dma.c", "include/linux/hmm.h"
 
 # Each suite of the virtual machine's kernel, and a command; what they find is on the console.
 RUN_SUITES = """
