@@ -24,9 +24,12 @@ SKIPPED = re.compile(r"^ *ok \d+ (\S+) # SKIP (.*)", re.M)
 LARGE, SMALL = 512, 16          # pages a call, at least and at most
 NOISE = 0.98                    # a ratio that is as good as 1
 
-MET = ("populated", "populated-unlocked", "read-met", "write-met", "write-met-unlocked",
-       "read-met-mask", "write-met-mask", "write-met-mask-unlocked", "mixed-met-mask-unlocked")
-LEAVES = ("empty", "empty-unlocked", "thp", "thp-write-met", "hugetlb", "hugetlb-write-met")
+MET = ("populated", "populated-unlocked", "populated-each", "read-met", "write-met",
+       "write-met-unlocked", "write-met-each", "read-met-mask", "write-met-mask",
+       "write-met-mask-unlocked", "mixed-met-mask-unlocked", "mixed-met-mask-each")
+LEAVES = ("empty", "empty-unlocked", "thp", "thp-write-met", "thp-each", "hugetlb",
+          "hugetlb-write-met")
+TABLES = ("one-table", "one-table-unlocked")
 WALKS = MET + LEAVES + ("half", "thousand-vmas", "mthp-64k", "device-private")
 
 
@@ -57,8 +60,8 @@ def faulted(turns):
     return statistics.median(t["faults"] / t["pages"] for t in turns)
 
 
-def mapped(turns):
-    """How many µs another thread took to map and unmap memory beside the range, if there is one."""
+def beside(turns):
+    """How many µs another thread took for what it does beside the range, if there is one."""
     took = [t["others_ns"] / t["others"] / 1000 for t in turns if t["others"]]
     return statistics.median(took) if took else None
 
@@ -75,14 +78,14 @@ def row(key, sides):
     """One line of the table. What disturbs a turn disturbs both sides: its ratio stays."""
     ours, base = times(sides["ours"]), times(sides.get("base", []))
     result = {"workload": key[0], "call": key[1], "ours": statistics.median(ours),
-              "ours_faults": faulted(sides["ours"]), "ours_mapping_us": mapped(sides["ours"])}
+              "ours_faults": faulted(sides["ours"]), "ours_beside_us": beside(sides["ours"])}
     if base:
         ratios = [b / o for b, o in zip(base, ours)]
         low, high = spread(ratios)
         result |= {"base": statistics.median(base), "low": low, "high": high,
                    "ratio": statistics.median(ratios),
                    "base_faults": faulted(sides["base"]),
-                   "base_mapping_us": mapped(sides["base"])}
+                   "base_beside_us": beside(sides["base"])}
     return result
 
 
@@ -129,9 +132,11 @@ def show(engine):
             print(f"{'-':>10}{number(r['ours']):>10}{'-':>11}{'too slow':>14}", end="")
         print(f"   {faults(r)}".rstrip())
     for r in engine["rows"]:
-        if r["ours_mapping_us"] and r.get("base_mapping_us"):
-            print(f"{r['workload']}, calls of {r['call']}: an mmap() and munmap() meanwhile took "
-                  f"{number(r['base_mapping_us'])} µs with base, {number(r['ours_mapping_us'])} µs "
+        if r["ours_beside_us"] and r.get("base_beside_us"):
+            what = "zapping and faulting the other half" if r["workload"] in TABLES \
+                else "an mmap() and munmap()"
+            print(f"{r['workload']}, calls of {r['call']}: {what} meanwhile took "
+                  f"{number(r['base_beside_us'])} µs with base, {number(r['ours_beside_us'])} µs "
                   "with ours")
     for name, why in engine["skipped"].items():
         print(f"{name:24}    not measured: {why}")
@@ -142,12 +147,14 @@ def show(engine):
 def target(engine, r):
     """The ratio that is aimed at; 1 is no more than not to be slower."""
     name, call = r["workload"], r["call"]
+    # The driver's lock, and what is done under it, take as long for both.
+    share = 0.9 if name.endswith("-each") else 1
     if name in WALKS and call <= SMALL:
-        return 1.5
+        return 1.5 * share
     if name in MET and call >= LARGE:
-        return 4 if engine == "um" else 5
+        return (4 if engine == "um" else 5) * share
     if name in LEAVES and call >= LARGE and engine == "vm":
-        return 2
+        return 2 * share
     return 1
 
 

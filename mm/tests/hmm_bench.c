@@ -15,6 +15,7 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/moduleparam.h>
+#include <linux/mutex.h>
 #include <linux/sched.h>
 
 #include "hmm_bench.h"
@@ -57,7 +58,8 @@ enum { HMM_BENCH_OURS, HMM_BENCH_BASE };
 
 static const struct hmm_bench_side hmm_bench_sides[] = {
 	[HMM_BENCH_OURS] = {
-		"ours", hmm_range_fault, hmm_range_fault_unlocked_timeout
+		"ours", hmm_range_fault, hmm_range_fault_unlocked_timeout,
+		hmm_range_fault_each
 	},
 #ifdef HMM_BENCH_PEER
 	[HMM_BENCH_BASE] = {
@@ -76,7 +78,7 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 	}, {
 		.name = "empty-unlocked",
 		.map = hmm_bench_map_empty,
-		.unlocked = true,
+		.way = HMM_BENCH_UNLOCKED,
 	}, {
 		.name = "half",
 		.map = hmm_bench_map_half,
@@ -90,7 +92,12 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.name = "populated-unlocked",
 		.map = hmm_bench_map_full,
 		.want = HMM_WRITE,
-		.unlocked = true,
+		.way = HMM_BENCH_UNLOCKED,
+	}, {
+		.name = "populated-each",
+		.map = hmm_bench_map_full,
+		.want = HMM_WRITE,
+		.way = HMM_BENCH_EACH,
 	}, {
 		.name = "thousand-vmas",
 		.map = hmm_bench_map_pieces,
@@ -113,7 +120,13 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.map = hmm_bench_map_full,
 		.default_flags = HMM_WRITE,
 		.want = HMM_WRITE,
-		.unlocked = true,
+		.way = HMM_BENCH_UNLOCKED,
+	}, {
+		.name = "write-met-each",
+		.map = hmm_bench_map_full,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+		.way = HMM_BENCH_EACH,
 	}, {
 		.name = "read-met-mask",
 		.map = hmm_bench_map_full,
@@ -129,14 +142,21 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.map = hmm_bench_map_full,
 		.fill = HMM_WRITE,
 		.want = HMM_WRITE,
-		.unlocked = true,
+		.way = HMM_BENCH_UNLOCKED,
 	}, {
 		.name = "mixed-met-mask-unlocked",
 		.map = hmm_bench_map_full,
 		.fill = HMM_WRITE,
 		.mixed = true,
 		.want = HMM_WRITE,
-		.unlocked = true,
+		.way = HMM_BENCH_UNLOCKED,
+	}, {
+		.name = "mixed-met-mask-each",
+		.map = hmm_bench_map_full,
+		.fill = HMM_WRITE,
+		.mixed = true,
+		.want = HMM_WRITE,
+		.way = HMM_BENCH_EACH,
 	},
 
 	/* Other kinds of entries */
@@ -151,6 +171,12 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.order = PMD_SHIFT - PAGE_SHIFT,
 		.default_flags = HMM_WRITE,
 		.want = HMM_WRITE,
+	}, {
+		.name = "thp-each",
+		.map = hmm_bench_map_thp,
+		.order = PMD_SHIFT - PAGE_SHIFT,
+		.want = HMM_WRITE,
+		.way = HMM_BENCH_EACH,
 	}, {
 		.name = "hugetlb",
 		.map = hmm_bench_map_hugetlb,
@@ -197,6 +223,14 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.want = HMM_WRITE,
 		.due = 1,
 	}, {
+		.name = "write-cold-each",
+		.map = hmm_bench_map_empty,
+		.reset = hmm_bench_zap,
+		.default_flags = HMM_WRITE,
+		.want = HMM_WRITE,
+		.due = 1,
+		.way = HMM_BENCH_EACH,
+	}, {
 		.name = "write-after-read",
 		.map = hmm_bench_map_empty,
 		.reset = hmm_bench_zap_and_read,
@@ -218,7 +252,7 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.default_flags = HMM_WRITE,
 		.want = HMM_WRITE,
 		.due = 1,
-		.unlocked = true,
+		.way = HMM_BENCH_UNLOCKED,
 	},
 
 	/* Company */
@@ -227,8 +261,8 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.map = hmm_bench_map_full,
 		.sizes = HMM_BENCH_LARGE_CALLS,
 		.want = HMM_WRITE,
-		.unlocked = true,
-		.disturbed = true,
+		.way = HMM_BENCH_UNLOCKED,
+		.beside = hmm_bench_map_beside,
 	}, {
 		.name = "threads-disturbed",
 		.map = hmm_bench_map_empty,
@@ -237,9 +271,26 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.sizes = HMM_BENCH_LARGE_CALLS,
 		.default_flags = HMM_WRITE,
 		.want = HMM_WRITE,
-		.unlocked = true,
-		.disturbed = true,
+		.way = HMM_BENCH_UNLOCKED,
+		.beside = hmm_bench_map_beside,
 		.pause_us = 5000,
+	}, {
+		.name = "one-table",
+		.map = hmm_bench_map_table,
+		.run = hmm_bench_run_alike,
+		.repeat = 64,
+		.sizes = HMM_BENCH_HALF_TABLE,
+		.want = HMM_WRITE,
+		.beside = hmm_bench_fault_beside,
+	}, {
+		.name = "one-table-unlocked",
+		.map = hmm_bench_map_table,
+		.run = hmm_bench_run_alike,
+		.repeat = 64,
+		.sizes = HMM_BENCH_HALF_TABLE,
+		.want = HMM_WRITE,
+		.way = HMM_BENCH_UNLOCKED,
+		.beside = hmm_bench_fault_beside,
 	},
 };
 
@@ -247,12 +298,69 @@ KUNIT_ARRAY_PARAM_DESC(hmm_bench_work, hmm_bench_works, name);
 
 /* Asking */
 
-static int hmm_bench_call(struct hmm_bench *b, struct hmm_range *range)
+static struct hmm_bench *hmm_bench_of(struct hmm_range *range)
 {
+	return container_of(range->notifier, struct hmm_bench, notifier);
+}
+
+static void hmm_bench_lock(struct hmm_range *range)
+{
+	mutex_lock(&hmm_bench_of(range)->lock);
+}
+
+static void hmm_bench_unlock(struct hmm_range *range)
+{
+	mutex_unlock(&hmm_bench_of(range)->lock);
+}
+
+static int hmm_bench_commit(struct hmm_range *range, unsigned long start, unsigned long end)
+{
+	hmm_bench_of(range)->committed += (end - start) >> PAGE_SHIFT;
+	return 0;
+}
+
+static const struct hmm_commit_ops hmm_bench_commit_ops = {
+	.lock	= hmm_bench_lock,
+	.unlock	= hmm_bench_unlock,
+	.commit	= hmm_bench_commit,
+};
+
+/* Have the elements ask for what they are to ask for. */
+static void hmm_bench_fill(const struct hmm_bench *b, struct hmm_range *range)
+{
+	unsigned long addr = range->start;
+	unsigned long *element = range->hmm_pfns;
+
+	if (!b->work->fill)
+		return;
+	for (; addr < range->end; addr += PAGE_SIZE)
+		*element++ = b->work->mixed && addr & PAGE_SIZE ? HMM_READ : b->work->fill;
+}
+
+/* As a driver does it that has no hmm_range_fault_each(). */
+static int hmm_bench_call_and_commit(struct hmm_bench *b, struct hmm_range *range)
+{
+	bool stale;
 	int ret;
 
-	if (b->work->unlocked)
-		return b->side->fault_unlocked(range, 0);
+	for (;;) {
+		ret = b->side->fault_unlocked(range, 0);
+		if (ret)
+			return ret;
+		hmm_bench_lock(range);
+		stale = mmu_interval_read_retry(range->notifier, range->notifier_seq);
+		if (!stale)
+			ret = hmm_bench_commit(range, range->start, range->end);
+		hmm_bench_unlock(range);
+		if (!stale)
+			return ret;
+		hmm_bench_fill(b, range);
+	}
+}
+
+static int hmm_bench_call_locked(struct hmm_bench *b, struct hmm_range *range)
+{
+	int ret;
 
 	for (;;) {
 		ret = b->side->fault(range);
@@ -262,8 +370,24 @@ static int hmm_bench_call(struct hmm_bench *b, struct hmm_range *range)
 	}
 }
 
-/* Ask for pages [@first, @end), in calls of @b->call. */
-int hmm_bench_ask(struct hmm_bench *b, unsigned long first, unsigned long end)
+static int hmm_bench_call(struct hmm_bench *b, struct hmm_range *range)
+{
+	switch (b->work->way) {
+	case HMM_BENCH_LOCKED:
+		break;
+	case HMM_BENCH_UNLOCKED:
+		return b->side->fault_unlocked(range, 0);
+	case HMM_BENCH_EACH:
+		if (!b->side->fault_each)
+			return hmm_bench_call_and_commit(b, range);
+		return b->side->fault_each(range, 0, &hmm_bench_commit_ops);
+	}
+	return hmm_bench_call_locked(b, range);
+}
+
+/* Ask for pages [@first, @end), in calls of @b->call, with an element for each in @pfns. */
+int hmm_bench_ask(struct hmm_bench *b, unsigned long *pfns, unsigned long first,
+		  unsigned long end)
 {
 	struct hmm_range range = {
 		.notifier	   = &b->notifier,
@@ -271,20 +395,21 @@ int hmm_bench_ask(struct hmm_bench *b, unsigned long first, unsigned long end)
 		.pfn_flags_mask	   = b->work->fill,
 		.dev_private_owner = b->owner,
 	};
+	bool locked = b->work->way == HMM_BENCH_LOCKED;
 	unsigned long page;
 	int ret = 0;
 
-	if (!b->work->unlocked) {
+	if (locked) {
 		range.notifier_seq = mmu_interval_read_begin(range.notifier);
 		mmap_read_lock(b->mm);
 	}
 	for (page = first; page < end && !ret; page += b->call) {
 		range.start = b->start + (page << PAGE_SHIFT);
 		range.end = b->start + (min(page + b->call, end) << PAGE_SHIFT);
-		range.hmm_pfns = b->pfns + page;
+		range.hmm_pfns = pfns + page - first;
 		ret = hmm_bench_call(b, &range);
 	}
-	if (!b->work->unlocked)
+	if (locked)
 		mmap_read_unlock(b->mm);
 	return ret;
 }
@@ -317,32 +442,34 @@ static unsigned long hmm_bench_faults(void)
 static int hmm_bench_round(struct hmm_bench *b, struct hmm_bench_score *score)
 {
 	const struct hmm_bench_work *work = b->work;
-	unsigned long i, faults;
+	struct hmm_range all = {
+		.start	  = b->start,
+		.end	  = b->start + (b->pages << PAGE_SHIFT),
+		.hmm_pfns = b->pfns,
+	};
+	unsigned long faults;
 	u64 began, took;
 	int ret;
 
 	if (work->reset && !work->reset(b))
 		return -ENOMEM;
-	if (work->fill)
-		memset_l(b->pfns, work->fill, b->pages);
-	for (i = 1; i < b->pages && work->mixed; i += 2)
-		b->pfns[i] = HMM_READ;
+	hmm_bench_fill(b, &all);
 
 	faults = hmm_bench_faults();
 	began = ktime_get_ns();
-	ret = work->run ? work->run(b) : hmm_bench_ask(b, 0, b->pages);
+	ret = work->run ? work->run(b) : hmm_bench_ask(b, b->pfns, 0, b->pages);
 	took = ktime_get_ns() - began;
 	score->ns += took;
 	score->best = score->best ? min(score->best, took) : took;
 	score->faults += hmm_bench_faults() - faults;
-	score->pages += b->pages;
+	score->pages += b->pages * (work->repeat ?: 1);
 	return ret;
 }
 
 /* Repeat the round for so long that one or another is not disturbed. */
 static int hmm_bench_rounds(struct hmm_bench *b, struct hmm_bench_score *score)
 {
-	unsigned int us = b->work->disturbed ? disturbed_us : min_us;
+	unsigned int us = b->work->beside ? disturbed_us : min_us;
 	int ret;
 
 	do {
@@ -366,7 +493,7 @@ static int hmm_bench_measure(struct hmm_bench *b, unsigned int turn)
 	struct hmm_bench_other *other;
 	int ret;
 
-	if (!b->work->disturbed) {
+	if (!b->work->beside) {
 		ret = hmm_bench_rounds(b, &score);
 	} else {
 		other = hmm_bench_disturb(b);
@@ -404,9 +531,12 @@ static int hmm_bench_check(struct hmm_bench *b)
 	unsigned long page;
 	int ret;
 
+	b->committed = 0;
 	ret = hmm_bench_round(b, &score);
 	if (ret)
 		return ret;
+	if (work->way == HMM_BENCH_EACH)
+		KUNIT_EXPECT_EQ(b->test, b->committed, b->pages);
 	for (page = 0; page < b->pages && hmm_bench_right(b, page); page++)
 		;
 	KUNIT_EXPECT_EQ_MSG(b->test, page, b->pages, "%s, calls of %lu: %s stored %#lx",
@@ -455,7 +585,12 @@ static int hmm_bench_compare(struct hmm_bench *b)
 static void hmm_bench_compare_calls(struct hmm_bench *b)
 {
 	static const unsigned long calls[] = { 1, 16, 512, ULONG_MAX };
-	unsigned int i = b->work->sizes == HMM_BENCH_LARGE_CALLS ? 2 : 0;
+	static const unsigned int first[] = {
+		[HMM_BENCH_CALLS]	= 0,
+		[HMM_BENCH_LARGE_CALLS]	= 2,
+		[HMM_BENCH_HALF_TABLE]	= 3,
+	};
+	unsigned int i = first[b->work->sizes];
 
 	b->pages = b->room;
 	for (; i < ARRAY_SIZE(calls); i++) {
@@ -480,7 +615,13 @@ static void hmm_bench_compare_growing(struct hmm_bench *b)
 static bool hmm_bench_invalidate(struct mmu_interval_notifier *notifier,
 				 const struct mmu_notifier_range *range, unsigned long seq)
 {
+	struct hmm_bench *b = container_of(notifier, struct hmm_bench, notifier);
+
+	if (!mmu_notifier_range_blockable(range))
+		return false;
+	mutex_lock(&b->lock);
 	mmu_interval_set_seq(notifier, seq);
+	mutex_unlock(&b->lock);
 	return true;
 }
 
@@ -498,6 +639,8 @@ static unsigned long hmm_bench_room(const struct hmm_bench_work *work)
 {
 	if (work->sizes == HMM_BENCH_GROWING)
 		return wait_pages;
+	if (work->sizes == HMM_BENCH_HALF_TABLE)
+		return PTRS_PER_PTE / 2;
 	return work->reset ? fault_pages : pages;
 }
 
@@ -543,6 +686,7 @@ static int hmm_bench_init(struct kunit *test)
 	if (!b)
 		return -ENOMEM;
 	b->test = test;
+	mutex_init(&b->lock);
 	test->priv = b;
 	return 0;
 }

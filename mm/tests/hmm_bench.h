@@ -8,6 +8,7 @@
 #include <kunit/test.h>
 #include <linux/hmm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/mutex.h>
 
 #define HMM_READ	HMM_PFN_REQ_FAULT
 #define HMM_WRITE	(HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE)
@@ -19,11 +20,27 @@ struct hmm_bench;
  * @name: what the output calls it
  * @fault: its hmm_range_fault()
  * @fault_unlocked: its hmm_range_fault_unlocked_timeout()
+ * @fault_each: its hmm_range_fault_each(), or NULL if it has none
  */
 struct hmm_bench_side {
 	const char *name;
 	int (*fault)(struct hmm_range *range);
 	int (*fault_unlocked)(struct hmm_range *range, unsigned long timeout);
+	int (*fault_each)(struct hmm_range *range, unsigned long timeout,
+			  const struct hmm_commit_ops *ops);
+};
+
+/**
+ * enum hmm_bench_way - how pages are asked for
+ * @HMM_BENCH_LOCKED: by hmm_range_fault(), with the mmap lock held for all calls
+ * @HMM_BENCH_UNLOCKED: by hmm_range_fault_unlocked_timeout()
+ * @HMM_BENCH_EACH: by hmm_range_fault_each(). A side without that call does what it
+ *	does around the one before
+ */
+enum hmm_bench_way {
+	HMM_BENCH_LOCKED,
+	HMM_BENCH_UNLOCKED,
+	HMM_BENCH_EACH,
 };
 
 /**
@@ -31,11 +48,13 @@ struct hmm_bench_side {
  * @HMM_BENCH_CALLS: from one page to the whole range
  * @HMM_BENCH_LARGE_CALLS: only the larger of these
  * @HMM_BENCH_GROWING: the whole range, and ranges of several sizes
+ * @HMM_BENCH_HALF_TABLE: the whole range, which is the first half of a page table
  */
 enum hmm_bench_sizes {
 	HMM_BENCH_CALLS,
 	HMM_BENCH_LARGE_CALLS,
 	HMM_BENCH_GROWING,
+	HMM_BENCH_HALF_TABLE,
 };
 
 /**
@@ -45,7 +64,7 @@ enum hmm_bench_sizes {
  *	kernel cannot have such memory
  * @reset: bring about what each round finds anew, or NULL; not measured
  * @unmap: undo what the end of the address space does not, or NULL
- * @run: ask for all pages once; NULL has this thread do it call by call
+ * @run: ask for all pages, @repeat times; NULL has this thread do it call by call, once
  * @sizes: in which sizes of calls
  * @default_flags: of the range
  * @fill: what each element holds before a call, all of which is a request
@@ -54,10 +73,11 @@ enum hmm_bench_sizes {
  * @half: odd pages are not there, and stay so
  * @order: of the folios that the pages have to be in
  * @due: of how many pages one is to be faulted; 0 if none is
- * @unlocked: by hmm_range_fault_unlocked_timeout()
- * @disturbed: another thread maps and unmaps memory beside the range meanwhile
- * @pause_us: for how long it pauses after that, so that it does as much beside either
- *	side, in microseconds; 0 if it does so all the time
+ * @way: by which call
+ * @repeat: how often @run asks for each page; 0 is once
+ * @beside: what another thread does over and over in the same address space, or NULL
+ * @pause_us: for how long it pauses after each time, so that it does as much beside
+ *	either side, in microseconds; 0 if it does so all the time
  */
 struct hmm_bench_work {
 	const char *name;
@@ -73,8 +93,9 @@ struct hmm_bench_work {
 	unsigned int due;
 	bool mixed;
 	bool half;
-	bool unlocked;
-	bool disturbed;
+	enum hmm_bench_way way;
+	unsigned int repeat;
+	void (*beside)(struct hmm_bench *b);
 	unsigned int pause_us;
 };
 
@@ -89,6 +110,8 @@ struct hmm_bench_work {
  * @pages: how many pages the range has
  * @room: how many were mapped
  * @notifier: covers those
+ * @lock: the driver's lock, which its invalidate callback takes
+ * @committed: how many pages were handed over by the call that was measured last
  * @pfns: an element for each of them
  * @owner: of the device-private pages, if they are such
  * @waited: the pages that were faulted once, if a fault has to wait for each
@@ -104,6 +127,8 @@ struct hmm_bench {
 	unsigned long pages;
 	unsigned long room;
 	struct mmu_interval_notifier notifier;
+	struct mutex lock;	/* who commits excludes invalidations by it */
+	unsigned long committed;
 	unsigned long *pfns;
 	void *owner;
 	unsigned long *waited;
@@ -118,7 +143,8 @@ int hmm_peer_range_fault_unlocked_timeout(struct hmm_range *range,
 #endif
 
 /* Asking */
-int hmm_bench_ask(struct hmm_bench *b, unsigned long first, unsigned long end);
+int hmm_bench_ask(struct hmm_bench *b, unsigned long *pfns, unsigned long first,
+		  unsigned long end);
 
 /* Memory: mapped for all rounds, and brought into a state for each */
 bool hmm_bench_map_empty(struct hmm_bench *b);
@@ -126,6 +152,7 @@ bool hmm_bench_map_half(struct hmm_bench *b);
 bool hmm_bench_map_full(struct hmm_bench *b);
 bool hmm_bench_map_pieces(struct hmm_bench *b);
 bool hmm_bench_map_waiting(struct hmm_bench *b);
+bool hmm_bench_map_table(struct hmm_bench *b);
 bool hmm_bench_zap(struct hmm_bench *b);
 bool hmm_bench_zap_and_read(struct hmm_bench *b);
 bool hmm_bench_zap_and_write_half(struct hmm_bench *b);
@@ -156,6 +183,9 @@ void hmm_bench_unmap_device(struct hmm_bench *b);
 struct hmm_bench_other;
 
 int hmm_bench_run_threads(struct hmm_bench *b);
+int hmm_bench_run_alike(struct hmm_bench *b);
+void hmm_bench_map_beside(struct hmm_bench *b);
+void hmm_bench_fault_beside(struct hmm_bench *b);
 struct hmm_bench_other *hmm_bench_disturb(struct hmm_bench *b);
 unsigned long hmm_bench_calm(struct hmm_bench_other *other, u64 *ns);
 

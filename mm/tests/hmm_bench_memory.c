@@ -95,6 +95,12 @@ bool hmm_bench_map_full(struct hmm_bench *b)
 	return hmm_bench_map_empty(b) && hmm_bench_touch(b, 1, true);
 }
 
+/* The rest of the page table is for hmm_bench_fault_beside(). */
+bool hmm_bench_map_table(struct hmm_bench *b)
+{
+	return hmm_bench_map_full(b) && hmm_bench_place(b, b->room, b->room, 0);
+}
+
 /* Neighbours that differ are not merged. */
 bool hmm_bench_map_pieces(struct hmm_bench *b)
 {

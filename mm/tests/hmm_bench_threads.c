@@ -13,37 +13,43 @@
 
 #define HMM_BENCH_THREADS	4
 
-/* Several threads ask for one part of the range each */
+/* Several threads ask at a time */
 
+/**
+ * struct hmm_bench_part - what one of them asks for
+ * @work: runs it
+ * @b: what is measured
+ * @first: the first page
+ * @end: the page behind the last
+ * @pfns: an element for each of these
+ * @ret: what came of it
+ */
 struct hmm_bench_part {
 	struct work_struct work;
 	struct hmm_bench *b;
 	unsigned long first;
 	unsigned long end;
+	unsigned long *pfns;
 	int ret;
 };
 
 static void hmm_bench_ask_part(struct work_struct *work)
 {
 	struct hmm_bench_part *part = container_of(work, struct hmm_bench_part, work);
+	unsigned int i, repeat = part->b->work->repeat ?: 1;
 
-	part->ret = hmm_bench_ask(part->b, part->first, part->end);
+	part->ret = 0;
+	for (i = 0; i < repeat && !part->ret; i++)
+		part->ret = hmm_bench_ask(part->b, part->pfns, part->first, part->end);
 }
 
-int hmm_bench_run_threads(struct hmm_bench *b)
+static int hmm_bench_run_parts(struct hmm_bench_part parts[HMM_BENCH_THREADS])
 {
-	struct hmm_bench_part parts[HMM_BENCH_THREADS];
-	unsigned long share = b->pages / HMM_BENCH_THREADS;
 	int i, ret = 0;
 
 	for (i = 0; i < HMM_BENCH_THREADS; i++) {
-		struct hmm_bench_part *part = &parts[i];
-
-		part->b = b;
-		part->first = i * share;
-		part->end = i == HMM_BENCH_THREADS - 1 ? b->pages : part->first + share;
-		INIT_WORK_ONSTACK(&part->work, hmm_bench_ask_part);
-		queue_work(system_dfl_wq, &part->work);
+		INIT_WORK_ONSTACK(&parts[i].work, hmm_bench_ask_part);
+		queue_work(system_dfl_wq, &parts[i].work);
 	}
 	for (i = 0; i < HMM_BENCH_THREADS; i++) {
 		flush_work(&parts[i].work);
@@ -53,19 +59,56 @@ int hmm_bench_run_threads(struct hmm_bench *b)
 	return ret;
 }
 
-/* One thread maps and unmaps memory beside the range */
+/* Each thread asks for a part of the range. */
+int hmm_bench_run_threads(struct hmm_bench *b)
+{
+	struct hmm_bench_part parts[HMM_BENCH_THREADS];
+	unsigned long share = b->pages / HMM_BENCH_THREADS;
+	int i;
+
+	for (i = 0; i < HMM_BENCH_THREADS; i++) {
+		parts[i].b = b;
+		parts[i].first = i * share;
+		parts[i].end = i == HMM_BENCH_THREADS - 1 ? b->pages : (i + 1) * share;
+		parts[i].pfns = b->pfns + i * share;
+	}
+	return hmm_bench_run_parts(parts);
+}
+
+/* Each thread asks for all of the range. The elements of the first are looked at. */
+int hmm_bench_run_alike(struct hmm_bench *b)
+{
+	struct hmm_bench_part parts[HMM_BENCH_THREADS];
+	unsigned long *pfns;
+	int i, ret;
+
+	pfns = kvcalloc((HMM_BENCH_THREADS - 1) * b->pages, sizeof(*pfns), GFP_KERNEL);
+	if (!pfns)
+		return -ENOMEM;
+	for (i = 0; i < HMM_BENCH_THREADS; i++) {
+		parts[i].b = b;
+		parts[i].first = 0;
+		parts[i].end = b->pages;
+		parts[i].pfns = i ? pfns + (i - 1) * b->pages : b->pfns;
+	}
+	ret = hmm_bench_run_parts(parts);
+	kvfree(pfns);
+	return ret;
+}
+
+/* Another thread does something else meanwhile */
 
 #define HMM_BENCH_BESIDE	(16 * PAGE_SIZE)
 
 struct hmm_bench_other {
 	struct task_struct *task;
-	struct mm_struct *mm;
-	unsigned int pause_us;
+	struct hmm_bench *b;
 	unsigned long rounds;
 	u64 ns;
 };
 
-static void hmm_bench_map_beside(void)
+/* Map memory beside the range, write to it, and unmap it. */
+void hmm_bench_map_beside(struct hmm_bench *b)
 {
 	unsigned long at;
 	char byte = 0;
@@ -76,27 +119,42 @@ static void hmm_bench_map_beside(void)
 		return;
 	if (copy_to_user((void __user *)at, &byte, 1))
 		pr_warn_once("hmm_bench: memory beside the range cannot be written\n");
-	do_madvise(current->mm, at, HMM_BENCH_BESIDE, MADV_DONTNEED);
+	do_madvise(b->mm, at, HMM_BENCH_BESIDE, MADV_DONTNEED);
 	vm_munmap(at, HMM_BENCH_BESIDE);
+}
+
+/* Zap what the page table has behind the range, and fault it in again. */
+void hmm_bench_fault_beside(struct hmm_bench *b)
+{
+	unsigned long at = b->start + (b->room << PAGE_SHIFT);
+	unsigned long page, left = 0;
+	char byte = 0;
+
+	do_madvise(b->mm, at, b->room << PAGE_SHIFT, MADV_DONTNEED);
+	for (page = 0; page < b->room && !left; page++)
+		left = copy_to_user((void __user *)at + (page << PAGE_SHIFT), &byte, 1);
+	if (left)
+		pr_warn_once("hmm_bench: memory behind the range cannot be written\n");
 }
 
 static int hmm_bench_other_thread(void *data)
 {
 	struct hmm_bench_other *other = data;
+	struct hmm_bench *b = other->b;
 	u64 began;
 
-	kthread_use_mm(other->mm);
+	kthread_use_mm(b->mm);
 	while (!kthread_should_stop()) {
 		began = ktime_get_ns();
-		hmm_bench_map_beside();
+		b->work->beside(b);
 		other->ns += ktime_get_ns() - began;
 		other->rounds++;
-		if (other->pause_us)
-			usleep_range(other->pause_us, 2 * other->pause_us);
+		if (b->work->pause_us)
+			usleep_range(b->work->pause_us, 2 * b->work->pause_us);
 		else
 			cond_resched();
 	}
-	kthread_unuse_mm(other->mm);
+	kthread_unuse_mm(b->mm);
 	return 0;
 }
 
@@ -107,8 +165,7 @@ struct hmm_bench_other *hmm_bench_disturb(struct hmm_bench *b)
 
 	if (!other)
 		return NULL;
-	other->mm = b->mm;
-	other->pause_us = b->work->pause_us;
+	other->b = b;
 	other->task = kthread_run(hmm_bench_other_thread, other, "hmm_bench");
 	if (!IS_ERR(other->task))
 		return other;
