@@ -155,6 +155,7 @@ enum hmm_lock {
  * @addr: the page to handle a fault for
  * @need: what that page's request lacks
  * @run: which pages from @addr on lack the same, as a bitmap
+ * @previous: the first page that was faulted the last time that there was a need
  * @tried: the page whose fault last dropped the lock
  * @farthest: the last of the pages that were faulted
  * @since: since when it is that one, or since when it has not been waited for, in
@@ -173,6 +174,7 @@ enum hmm_lock {
  * @look_again: a fault was handled, and its page not yet looked at again
  * @need_mmap_lock: the rest of this VMA needs the mmap lock
  * @faulted: a fault was handled since the cursor was last at the start
+ * @hold: the faults get on, and the page table is not done yet
  * @disturbed: somebody else has invalidated the range during this walk
  * @may_unlock: the lock is HMM's own and may be dropped by faults
  * @alike: all pages of the range ask for the same
@@ -198,6 +200,7 @@ struct hmm_walk {
 	unsigned long		addr;
 	unsigned long		need;
 	unsigned long		run;
+	unsigned long		previous;
 	unsigned long		tried;
 	unsigned long		farthest;
 	unsigned long		since;
@@ -213,6 +216,7 @@ struct hmm_walk {
 	bool			look_again;
 	bool			need_mmap_lock;
 	bool			faulted;
+	bool			hold;
 	bool			disturbed;
 	bool			may_unlock;
 	bool			alike;
@@ -241,8 +245,8 @@ static bool hmm_has_page_requests(const struct hmm_range *range)
 /*
  * The state before anything is filled, of a @range that hmm_check() has let pass. A
  * call for one page is so short that it matters to set nothing that will be set before
- * it is read: by hmm_walk_begin(), hmm_find_vma() or hmm_stop(), with @tried or
- * @farthest, or by hmm_fill_retry().
+ * it is read: by hmm_walk_begin(), hmm_find_vma() or hmm_stop(), with @tried,
+ * @farthest or @faulted, or by hmm_fill_retry().
  */
 static __always_inline void hmm_walk_init(struct hmm_walk *w, struct hmm_range *range,
 					  unsigned long step, unsigned long timeout,
@@ -276,11 +280,11 @@ static __always_inline void hmm_walk_begin(struct hmm_walk *w)
 {
 	w->cursor = w->start;
 	w->seq = w->range->notifier_seq;
-	w->faulting = 0;
 	w->giant_end = HMM_NO_ADDR;
 	w->look_again = false;
 	w->need_mmap_lock = false;
 	w->faulted = false;
+	w->hold = false;
 	w->disturbed = false;
 }
 
@@ -1886,9 +1890,22 @@ static void hmm_let_go(struct hmm_walk *w)
 }
 
 /*
- * Have a lock held, and w->vma and w->end be those of the cursor, on success.
- * Somebody who waits for a lock that is held gets it. A caller who holds the mmap
- * lock himself is interrupted before a fault only, see hmm_fault_run().
+ * Is the lock to be kept? Somebody who waits for it gets it when what a page table
+ * covers is done, or if its faults do not get on.
+ */
+static bool hmm_keeps_lock(const struct hmm_walk *w)
+{
+	if (w->lock == HMM_UNLOCKED || w->cursor >= w->end)
+		return false;
+	if (w->hold && w->cursor & ~PMD_MASK)
+		return true;
+	return !hmm_is_waited_for(w);
+}
+
+/*
+ * Have a lock held, and w->vma and w->end be those of the cursor, on success. A
+ * caller who holds the mmap lock himself is interrupted before a fault only, see
+ * hmm_fault_run().
  */
 static int hmm_lock(struct hmm_walk *w)
 {
@@ -1896,7 +1913,7 @@ static int hmm_lock(struct hmm_walk *w)
 
 	if (w->may_unlock && fatal_signal_pending(current))
 		return -EINTR;
-	if (w->lock != HMM_UNLOCKED && w->cursor < w->end && !hmm_is_waited_for(w))
+	if (hmm_keeps_lock(w))
 		return 0;
 
 	if (w->may_unlock) {
@@ -2040,6 +2057,10 @@ static int hmm_fault_run(struct hmm_walk *w)
 	unsigned long i, first = w->addr, began = jiffies;
 	int ret = 0;
 
+	if (!w->faulted)
+		w->faulting = 0;
+	w->hold = !w->faulted || first != w->previous;
+	w->previous = first;
 	for_each_set_bit(i, &w->run, BITS_PER_LONG) {
 		w->addr = first + (i << PAGE_SHIFT);
 		ret = hmm_may_fault(w) ?: hmm_fault(w);
@@ -2225,7 +2246,7 @@ static noinline bool hmm_may_retry(struct hmm_walk *w)
 {
 	if (!w->timeout)
 		return true;
-	if (!w->disturbed)
+	if (!w->disturbed && w->faulted)
 		w->untimed += w->faulting;
 	if (hmm_timed_out(w))
 		return false;
