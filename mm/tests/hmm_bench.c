@@ -263,6 +263,7 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.want = HMM_WRITE,
 		.way = HMM_BENCH_UNLOCKED,
 		.beside = hmm_bench_map_beside,
+		.period_us = 1000,
 	}, {
 		.name = "threads-disturbed",
 		.map = hmm_bench_map_empty,
@@ -273,12 +274,12 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.want = HMM_WRITE,
 		.way = HMM_BENCH_UNLOCKED,
 		.beside = hmm_bench_map_beside,
-		.pause_us = 5000,
+		.period_us = 100000,
 	}, {
 		.name = "one-table",
 		.map = hmm_bench_map_table,
 		.run = hmm_bench_run_alike,
-		.repeat = 64,
+		.repeat = 8192,
 		.sizes = HMM_BENCH_HALF_TABLE,
 		.want = HMM_WRITE,
 		.beside = hmm_bench_fault_beside,
@@ -286,7 +287,7 @@ static const struct hmm_bench_work hmm_bench_works[] = {
 		.name = "one-table-unlocked",
 		.map = hmm_bench_map_table,
 		.run = hmm_bench_run_alike,
-		.repeat = 64,
+		.repeat = 8192,
 		.sizes = HMM_BENCH_HALF_TABLE,
 		.want = HMM_WRITE,
 		.way = HMM_BENCH_UNLOCKED,
@@ -469,7 +470,7 @@ static int hmm_bench_round(struct hmm_bench *b, struct hmm_bench_score *score)
 /* Repeat the round for so long that one or another is not disturbed. */
 static int hmm_bench_rounds(struct hmm_bench *b, struct hmm_bench_score *score)
 {
-	unsigned int us = b->work->beside ? disturbed_us : min_us;
+	unsigned int us = b->work->beside ? max(disturbed_us, 4 * b->work->period_us) : min_us;
 	int ret;
 
 	do {

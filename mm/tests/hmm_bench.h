@@ -76,8 +76,8 @@ enum hmm_bench_sizes {
  * @way: by which call
  * @repeat: how often @run asks for each page; 0 is once
  * @beside: what another thread does over and over in the same address space, or NULL
- * @pause_us: for how long it pauses after each time, so that it does as much beside
- *	either side, in microseconds; 0 if it does so all the time
+ * @period_us: how often, in microseconds, so that it does as much beside either side;
+ *	0 if it does so all the time
  */
 struct hmm_bench_work {
 	const char *name;
@@ -96,7 +96,7 @@ struct hmm_bench_work {
 	enum hmm_bench_way way;
 	unsigned int repeat;
 	void (*beside)(struct hmm_bench *b);
-	unsigned int pause_us;
+	unsigned int period_us;
 };
 
 /**

@@ -141,16 +141,19 @@ static int hmm_bench_other_thread(void *data)
 {
 	struct hmm_bench_other *other = data;
 	struct hmm_bench *b = other->b;
-	u64 began;
+	unsigned int took_us, period_us = b->work->period_us;
+	u64 began, took;
 
 	kthread_use_mm(b->mm);
 	while (!kthread_should_stop()) {
 		began = ktime_get_ns();
 		b->work->beside(b);
-		other->ns += ktime_get_ns() - began;
+		took = ktime_get_ns() - began;
+		took_us = min_t(u64, div_u64(took, NSEC_PER_USEC), period_us);
+		other->ns += took;
 		other->rounds++;
-		if (b->work->pause_us)
-			usleep_range(b->work->pause_us, 2 * b->work->pause_us);
+		if (took_us < period_us)
+			fsleep(period_us - took_us);
 		else
 			cond_resched();
 	}
