@@ -176,7 +176,7 @@ def call_name(call):
 
 
 def arguments(call):
-    return ", ".join(re.findall(r"(\w+)[,)]", call))
+    return ", ".join(name for name in re.findall(r"(\w+)[,)]", call) if name != "void")
 
 
 def functions(lines):
