@@ -1052,7 +1052,8 @@ static bool hmm_may_be_large_private(pte_t first, pte_t last)
 {
 	softleaf_t leaf;
 
-	if (hmm_private_distance(pte_val(first), last) != HMM_JOIN_PAGES - 1)
+	if (!IS_ENABLED(CONFIG_DEVICE_PRIVATE) ||
+	    hmm_private_distance(pte_val(first), last) != HMM_JOIN_PAGES - 1)
 		return false;
 	leaf = softleaf_from_pte(last);
 	return softleaf_is_device_private(leaf) && PageTail(softleaf_to_page(leaf));
