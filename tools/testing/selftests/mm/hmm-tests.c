@@ -453,18 +453,11 @@ static bool moves_back(int dev, void *addr, size_t npages, size_t due)
 	return answer.cpages == due;
 }
 
-/*
- * The device gets all of it for itself, and finds there what @who wrote. Who moves a
- * page in memory, as compaction does, takes it away from the device.
- */
+/* The device gets all of it for itself, and finds there what @who wrote. */
 static bool seizes(int dev, void *addr, size_t npages, enum writer who)
 {
-	int ret, tries = 3;
-
-	do {
-		ret = _test_cmd_exclusive(dev, addr, npages);
-	} while (ret && errno == ENOENT && --tries);
-	return done(ret) && holds(mirror, addr, npages, who);
+	return done(_test_cmd_exclusive(dev, addr, npages)) &&
+	       holds(mirror, addr, npages, who);
 }
 
 static bool is_exclusive(int dev, void *page)
