@@ -2397,7 +2397,8 @@ EXPORT_SYMBOL(hmm_range_fault_unlocked_timeout);
  *	of the notifier's mm nor the lock that its invalidate callback takes.
  * Return:
  * * 0 - all steps were committed
- * * -EBUSY - a step was invalidated for longer than @timeout
+ * * -EBUSY - a step was invalidated for longer than @timeout, or got no farther for
+ *   ten times as long, see hmm_range_fault_unlocked_timeout()
  * * what &hmm_commit_ops.commit returned, if that was not 0
  * * for other errors, see hmm_range_fault_unlocked_timeout(); there is always room
  *   for the requests of a step
